@@ -1,0 +1,251 @@
+"""The only place that makes objects of a config: data, then the network (sized by the data),
+optimizer, schedule, task.
+
+Targets are code: a `_target_` is resolved here alone, and the object it leads to is checked, not
+only its name.
+"""
+
+import importlib
+import inspect
+import logging
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from cvtrain.config import Config, Duration, SchedulerConfig, Unit
+from cvtrain.data.arrays import Arrays
+from cvtrain.data.augment import ArrayTransform
+from cvtrain.data.loader import ArrayLoader, FileLoader, Loader, Order
+from cvtrain.data.source import Source
+from cvtrain.engine.distributed import Ranks
+from cvtrain.engine.plan import Parts, Plan
+from cvtrain.engine.schedule import Schedule
+from cvtrain.errors import ConfigError, nearest
+from cvtrain.models.zoo import torchvision_model
+from cvtrain.seeding import seed_for
+from cvtrain.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+ALLOWED = ("cvtrain", "torch.nn", "torch.optim", "torchvision.models", "torchvision.transforms")
+FACTORIES: tuple[Callable[..., Any], ...] = (torchvision_model,)
+
+
+# Targets
+
+
+def resolve(target: object, kind: type | tuple[type, ...], trust: list[str]) -> Any:
+    """The class or listed factory that a `_target_` names. Raises ConfigError (TARGET).
+
+    Only modules below an allowed package are imported, and only their own classes are taken: a
+    name that leads through another module's attributes (`torch.nn.functional.torch.hub.load`), or
+    to something imported from elsewhere, is refused.
+    """
+    name = str(target)
+    path, _, attribute = name.rpartition(".")
+    allowed = (*ALLOWED, *trust)
+    if not _below(path, allowed):
+        raise _refused(name, f"it is not below {', '.join(allowed)}")
+    try:
+        found = getattr(importlib.import_module(path), attribute)
+    except (ImportError, AttributeError) as error:
+        raise _refused(name, str(error)) from error
+    if isinstance(found, ModuleType) or not _below(getattr(found, "__module__", ""), allowed):
+        raise _refused(name, "it is defined elsewhere")
+    if found in FACTORIES or (isinstance(found, type) and issubclass(found, kind)):
+        return found
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    raise _refused(name, f"it is no {' or '.join(k.__name__ for k in kinds)}")
+
+
+def _below(path: str, packages: tuple[str, ...]) -> bool:
+    return any(path == package or path.startswith(f"{package}.") for package in packages)
+
+
+def _refused(name: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"_target_ {name} is refused: {why}",
+        "",
+        "name a class of an allowed package, or type trust=[your_package] for one of yours",
+        name="TARGET",
+    )
+
+
+def make(
+    arguments: dict[str, Any], kind: type | tuple[type, ...], *, key: str, trust: list[str], **given: Any
+) -> Any:
+    """Call a group's target with its arguments and with those of `given` that it takes."""
+    if "_target_" not in arguments:
+        raise ConfigError(f"{key} has no _target_", "", f"choose a {key}: see cvtrain --help")
+    target = resolve(arguments["_target_"], kind, trust)
+    typed = {name: value for name, value in arguments.items() if name != "_target_"}
+    taken = inspect.signature(target).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    for name in typed:
+        if name not in taken and not open_ended:
+            raise ConfigError(f"there is no key {key}.{name}", "", nearest(name, list(taken)))
+    given = {name: value for name, value in given.items() if name in taken and name not in typed}
+    try:
+        return target(**given, **typed)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error), f"{key}={arguments['_target_']}") from error
+
+
+# The parts
+
+
+def build_parts(config: Config, *, device: torch.device, ranks: Ranks) -> Parts:
+    """Everything a trainer needs. Raises the errors of what it makes, and ConfigError (NO-STEPS)."""
+    trust = config.trust
+    source: Source = make(config.data.args, Source, key="data", trust=trust)
+    size = input_size(config.model.input, config.data.image_size or source.info.image_size)
+    train, val = _loaders(config, source, size, device=device, ranks=ranks)
+    classes = len(source.info.classes)
+    torch.manual_seed(seed_for(config.seed, "init"))
+    target = resolve(config.model.args.get("_target_"), nn.Module, trust)
+    # A network that takes no number of channels was made for RGB: grey images are repeated.
+    grey = "in_channels" in inspect.signature(target).parameters
+    channels = source.info.channels if grey else 3
+    sizes = {"num_classes": classes, "in_channels": channels, "image_size": size}
+    model = make(config.model.args, nn.Module, key="model", trust=trust, **sizes)
+    layout = torch.channels_last if config.trainer.channels_last else torch.preserve_format
+    model = model.to(device).to(memory_format=layout)
+    transform = source.transform(
+        image_size=size,
+        channels=channels,
+        device=device,
+        channels_last=config.trainer.channels_last,
+    )
+    task = make(config.task.args, Task, key="task", trust=trust, num_classes=classes)
+    optimizer = _optimizer(config, model)
+    schedule = _schedule(config.scheduler, train.steps, trust)
+    log.info("input %dx%dx%d, %d classes, %s parameters", channels, size, size, classes,
+             f"{sum(p.numel() for p in model.parameters()):,}")
+    return Parts(source, train, val, transform, model, task, optimizer, schedule)
+
+
+def input_size(wanted: str, native: int) -> int:
+    """The side of the network's images in pixels: `fixed 32`, `min 75` or `any`, of native ones."""
+    word, _, number = wanted.partition(" ")
+    if word == "any" and not number:
+        return native
+    if word in ("fixed", "min") and number.isdigit():
+        return int(number) if word == "fixed" else max(int(number), native)
+    raise ConfigError(f"model.input={wanted}", "", "type any, 'min 75' or 'fixed 32'")
+
+
+def _loaders(
+    config: Config, source: Source, size: int, *, device: torch.device, ranks: Ranks
+) -> tuple[Loader, Loader]:
+    kinds = (ArrayTransform, v2.Transform, nn.Module)
+    augment = [
+        make(node, kinds, key=f"data.augment.{name}", trust=config.trust)
+        for name, node in config.data.augment.items()
+        if node is not None
+    ]
+    sizes = {True: config.data.batch_size, False: config.eval.batch_size}
+    loaders: list[Loader] = []
+    for train, split in ((True, source.train(augment)), (False, source.val())):
+        order = Order(
+            samples=len(split),
+            batch_size=sizes[train],
+            train=train,
+            seed=config.seed,
+            accumulate=config.trainer.accumulate if train else 1,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        _check_steps(order, config, ranks)
+        # A small step up in size is a frame (28 to 32 for LeNet), a large one is resized later.
+        if isinstance(split, Arrays) and source.info.image_size < size <= 1.25 * source.info.image_size:
+            split = split.padded(size)
+        if isinstance(split, Dataset):
+            workers = config.trainer.workers
+            if workers is None:  # on the CPU the network needs the cores itself
+                workers = 0 if device.type == "cpu" else min(8, (torch.get_num_threads() or 2) - 1)
+            pin = device.type == "cuda"
+            loaders.append(FileLoader(split, order, workers=workers, pin_memory=pin))
+        else:
+            loaders.append(ArrayLoader(split.to(device), order))
+    return loaders[0], loaders[1]
+
+
+def _check_steps(order: Order, config: Config, ranks: Ranks) -> None:
+    split = "train" if order.train else "val"
+    least = ranks.world_size * order.accumulate
+    if order.steps == 0 or (order.train and order.batch_size < least):
+        raise ConfigError(
+            f"{order.samples} {split} samples in batches of {order.batch_size} make "
+            f"{order.steps} whole steps, shared by {ranks.world_size} processes x "
+            f"{order.accumulate} micro-batches",
+            "data.batch_size",
+            f"type data.batch_size of {least} to {max(order.samples, least)}",
+            name="NO-STEPS",
+        )
+
+
+def _optimizer(config: Config, model: nn.Module) -> Optimizer:
+    # Every parameter from the start: one that is frozen has no gradient and is left alone.
+    params = {"params": model.parameters()}
+    optimizer = make(config.optimizer.args, Optimizer, key="optimizer", trust=config.trust, **params)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _schedule(config: SchedulerConfig, steps_per_epoch: int, trust: list[str]) -> Schedule:
+    def in_steps(value: Any, key: str) -> Any:
+        if isinstance(value, list):
+            return [in_steps(item, key) for item in value]
+        if not isinstance(value, str):
+            return value
+        length = Duration.parse(value, key)
+        if length.unit is Unit.minutes:
+            raise ConfigError(
+                f"{key}={value}: this schedule needs the length of the run in steps",
+                "",
+                "type trainer.duration=20ep, or scheduler=constant",
+            )
+        return length.steps(steps_per_epoch)
+
+    arguments = {
+        name: value if name == "_target_" else in_steps(value, f"scheduler.{name}")
+        for name, value in config.args.items()
+    }
+    if config.warmup_shape not in ("linear", "constant"):
+        raise ConfigError(f"scheduler.warmup_shape={config.warmup_shape}", "", "type linear or constant")
+    return make(
+        {
+            **arguments,
+            "warmup": in_steps(config.warmup, "scheduler.warmup"),
+            "warmup_from": config.warmup_from,
+            "warmup_shape": config.warmup_shape,
+        },
+        Schedule,
+        key="scheduler",
+        trust=trust,
+    )
+
+
+def build_plan(config: Config, steps_per_epoch: int) -> Plan:
+    """Every duration in optimizer steps."""
+
+    def steps(text: str, key: str) -> int:
+        return max(1, Duration.parse(text, key).steps(steps_per_epoch))
+
+    length = Duration.parse(config.trainer.duration, "trainer.duration")
+    timed = length.unit is Unit.minutes
+    return Plan(
+        batch_size=config.data.batch_size,
+        total=None if timed else max(1, length.steps(steps_per_epoch)),
+        seconds=60 * length.value if timed else None,
+        log_every=steps(config.trainer.log_every, "trainer.log_every"),
+        eval_every=steps(config.eval.every, "eval.every"),
+        checkpoint_every=steps(config.trainer.checkpoint_every, "trainer.checkpoint_every"),
+    )

@@ -1,0 +1,161 @@
+"""The `cvtrain` command: verb, config, run; errors become one line and an exit code, here alone."""
+
+import os
+import sys
+import textwrap
+import traceback
+from pathlib import Path
+
+from cvtrain import __version__
+from cvtrain.config import GROUPS, config_dir, options
+from cvtrain.errors import ConfigError, CvtrainError
+
+VERBS = {"train": "train a network (the default)"}
+
+# Hydra's own flags: it reads the command line as it is.
+HYDRA_FLAGS = {
+    *("-m", "--multirun", "-c", "--cfg", "-i", "--info", "--resolve", "-p", "--package"),
+    *("-sc", "--shell-completion", "--hydra-help", "--experimental-rerun", "--version-base"),
+}
+VALUE_FLAGS = {"-c", "--cfg", "-p", "--package", "-cd", "--config-dir", "--experimental-rerun"}
+
+
+def main() -> None:
+    """Entry point: leaves through `sys.exit` with the codes that the README lists."""
+    arguments = sys.argv[1:]
+    try:
+        code = run(arguments)
+    except CvtrainError as error:
+        if "traceback=true" in arguments:
+            traceback.print_exc()
+        print(error.line(), file=sys.stderr)
+        code = error.code
+    except KeyboardInterrupt:  # before the run takes the signals over
+        print("cvtrain: stopped before anything was written", file=sys.stderr)
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; raises CvtrainError. Returns the exit code, 0."""
+    if not arguments or arguments[0] not in ("-h", "--help", "--version"):
+        flags, words = split_flags(arguments)
+        verb, overrides = split_verb(words)
+        if any(flag.split("=")[0] in HYDRA_FLAGS for flag in flags):
+            hydra_main(flags, overrides)
+        else:
+            job(overrides, extra_dir=extra_config_dir(flags), verb=verb)
+    elif arguments[0] == "--version":
+        print(f"cvtrain {__version__}")
+    else:
+        print(help_text())
+    return 0
+
+
+def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Flags to the front: Hydra's parser breaks on one between two overrides."""
+    flags, words = [], []
+    rest = iter(arguments)
+    for word in rest:
+        if not word.startswith("-") or "=" in word.split("--")[0]:
+            words.append(word)
+            continue
+        flags.append(word)
+        if word in VALUE_FLAGS:
+            flags.extend([next(rest, "")])
+    unknown = [f for f in flags if f.startswith("-") and f.split("=")[0] not in HYDRA_FLAGS | VALUE_FLAGS]
+    if unknown:
+        raise ConfigError(f"there is no flag {unknown[0]}", "", "type key=value, or see --help")
+    return flags, words
+
+
+def split_verb(words: list[str]) -> tuple[str, list[str]]:
+    if not words or "=" in words[0] or words[0].startswith(("~", "+")):
+        return "train", words
+    if words[0] not in VERBS:
+        verbs = ", ".join(VERBS)
+        raise ConfigError(
+            f"{words[0]} is neither a verb nor key=value", "", f"verbs: {verbs}; see --help"
+        )
+    return words[0], words[1:]
+
+
+def extra_config_dir(flags: list[str]) -> Path | None:
+    for flag, value in zip(flags, [*flags[1:], ""], strict=False):
+        name, _, inline = flag.partition("=")
+        if name in ("-cd", "--config-dir"):
+            folder = Path(inline or value)
+            if not folder.is_dir():
+                raise ConfigError(f"--config-dir {folder} is no directory")
+            return folder
+    return None
+
+
+def job(
+    overrides: list[str],
+    *,
+    extra_dir: Path | None = None,
+    run_dir: Path | None = None,
+    verb: str = "train",
+) -> float | None:
+    """One run, alone or as a job of a sweep: the same way through. Returns the figure to optimise."""
+    from cvtrain.compose import compose_config
+
+    composed = compose_config(overrides, extra_dir=extra_dir, run_dir=run_dir)
+    if verb == "train":
+        from cvtrain.verbs.train import train
+
+        return train(composed, overrides)
+    raise AssertionError(verb)
+
+
+def hydra_main(flags: list[str], overrides: list[str]) -> None:
+    """Hand the command line to Hydra (sweeps and its own flags); each job comes back to `job`."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from cvtrain.compose import COMPOSITION_ERRORS, explain
+
+    def sweep_job(_: DictConfig) -> float | None:
+        hydra_config = HydraConfig.get()
+        typed = list(hydra_config.overrides.task)
+        run_dir = Path(hydra_config.runtime.output_dir)
+        print(f"\n# job {hydra_config.job.num}: {' '.join(typed)}", flush=True)
+        return job(typed, extra_dir=extra_config_dir(flags), run_dir=run_dir)
+
+    # An error must reach `main` as itself; without this Hydra prints its own text and exits 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["cvtrain", *flags, *overrides]
+    decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
+    try:
+        decorate(sweep_job)()
+    except COMPOSITION_ERRORS as error:
+        raise explain(error, overrides) from error
+
+
+def help_text() -> str:
+    groups = "\n".join(
+        textwrap.fill(f"{group:<10} {' '.join(options(group))}", 96, initial_indent="  ", subsequent_indent=" " * 13)
+        for group in GROUPS
+    )
+    verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+    return f"""cvtrain {__version__}: train the classic vision networks from one command
+
+  cvtrain                                              train the small default on its own data
+  cvtrain model=resnet20 data=cifar10                  train, with the paper's recipe
+  cvtrain model=lenet5 data=mnist optimizer=adam trainer.duration=5ep seed=1
+  cvtrain -m model=lenet5,cnn optimizer.lr=0.1,0.01    sweep: four runs
+  cvtrain debug=smoke model=resnet50 data=cifar10      two steps of everything
+  cvtrain model=lenet5 data=mnist --cfg job            show the config instead of running it
+
+verbs (cvtrain VERB key=value ...)
+{verbs}
+
+groups (group=choice; then group.key=value)
+{groups}
+
+other keys
+  seed data_dir resume resume_allow trust traceback init.weights init.reset_head hydra.run.dir
+  durations: 20ep (epochs), 500st (optimizer steps), 30min (trainer.duration only)"""

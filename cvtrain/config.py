@@ -1,0 +1,228 @@
+"""The schema of what is ours and closed, with its ranges. Below `compose.py`, a config is this."""
+
+import math
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Optional
+
+from cvtrain.errors import ConfigError
+
+
+GROUPS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "eval", "recipe", "debug")
+
+
+def config_dir() -> Path:
+    """The packaged configs of a wheel, else the checkout's (never a stale copy in site-packages)."""
+    packaged = Path(__file__).resolve().parent / "configs"
+    return packaged if packaged.is_dir() else packaged.parents[1] / "configs"
+
+
+def options(group: str, extra: Path | None = None) -> list[str]:
+    """The names that can follow `group=`; `extra` is a further tree of the user's."""
+    folders = [config_dir(), *([extra] if extra else [])]
+    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+
+
+class Precision(StrEnum):
+    """`auto`: bf16 on CUDA (fp16 with a scaler where the GPU has no bf16), fp32 on the CPU."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Switch(StrEnum):
+    """YAML reads a bare `off` as False, so the words are checked, never a boolean."""
+
+    auto = "auto"
+    yes = "yes"
+    no = "no"
+
+
+class Unit(StrEnum):
+    epochs = "ep"
+    steps = "st"
+    minutes = "min"
+
+
+@dataclass(frozen=True)
+class Duration:
+    """`164ep`, `64000st` or `30min`: the one way to say how long."""
+
+    value: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: object, key: str, *, units: tuple[Unit, ...] = tuple(Unit)) -> "Duration":
+        names = " or ".join(f"{key}=20{unit}" for unit in units)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st|min)", str(text).strip())
+        if not match:
+            raise ConfigError(f"{key}={text} is not a duration", "", f"type a unit: {names}")
+        value, unit = float(match[1]), Unit(match[2])
+        if unit not in units:
+            raise ConfigError(f"{key}={text} cannot be in {unit.name} here", "", f"type {names}")
+        return cls(value, unit)
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps; a duration in minutes has none."""
+        assert self.unit is not Unit.minutes
+        return round(self.value * (steps_per_epoch if self.unit is Unit.epochs else 1))
+
+
+STEP_UNITS = (Unit.epochs, Unit.steps)
+
+
+def timespan(default: str, *, units: tuple[Unit, ...] = STEP_UNITS, low: float = 0) -> Any:
+    return field(default=default, metadata={"units": units, "low": low})
+
+
+def number(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+# The open groups: the keys named here are ours, `args` holds `_target_` and its arguments.
+
+
+@dataclass
+class ModelConfig:
+    task: str = "classification"
+    input: str = "any"  # any | min N | fixed N, in pixels
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    task: str = "classification"
+    batch_size: int = number(64, low=1)  # samples per optimizer step, over all processes
+    image_size: Optional[int] = number(None, low=1)  # pixels; null: the data's native size
+    augment: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TaskConfig:
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OptimizerConfig:
+    name: Optional[str] = None  # with optimizer=torch: a class of torch.optim
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class SchedulerConfig:
+    warmup: str = timespan("0st")
+    warmup_from: float = number(0.0, low=0, high=1)  # times the rate, at step 0
+    warmup_shape: str = "linear"  # linear | constant
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainerConfig:
+    duration: str = timespan("10ep", units=tuple(Unit), low=1e-9)
+    device: str = "auto"
+    precision: Precision = Precision.auto
+    accumulate: int = number(1, low=1)
+    clip_norm: Optional[float] = number(None, low=0)
+    ema: Optional[float] = number(None, low=0, high=1)
+    channels_last: bool = True
+    compile: bool = False
+    deterministic: bool = False
+    threads: Optional[int] = number(None, low=1)
+    workers: Optional[int] = number(None, low=0)
+    log_every: str = timespan("50st", low=1e-9)
+    checkpoint_every: str = timespan("1ep", low=1e-9)
+    early_stop: Optional[int] = number(None, low=1)
+    progress: Switch = Switch.auto
+
+
+@dataclass
+class EvalConfig:
+    every: str = timespan("1ep", low=1e-9)
+    batch_size: int = number(256, low=1)
+    max_batches: Optional[int] = number(None, low=1)
+
+
+@dataclass
+class InitConfig:
+    weights: Optional[str] = None
+    reset_head: bool = False
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    seed: int = number(0, low=0)
+    data_dir: str = "data"
+    resume: Optional[str] = None  # auto, a run directory or a checkpoint
+    resume_allow: list[str] = field(default_factory=list)
+    trust: list[str] = field(default_factory=list)
+    traceback: bool = False
+    published: dict[str, Any] = field(default_factory=dict)
+
+
+def open_keys(kind: type) -> set[str] | None:
+    """The keys of an open group that are ours; None for a closed one."""
+    names = {f.name for f in fields(kind)}
+    return names - {"args"} if "args" in names else None
+
+
+def check(config: Any, prefix: str = "") -> None:
+    """Raise ConfigError for a value out of its range. Types are already right."""
+    for item in fields(config):
+        key, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if is_dataclass(value):
+            check(value, f"{key}.")
+        elif item.name == "args":
+            _check_arguments(value, prefix)
+        elif "units" in item.metadata:
+            parsed = Duration.parse(value, key, units=item.metadata["units"])
+            _check_range(key, parsed.value, item.metadata)
+        else:
+            _check_range(key, value, item.metadata)
+
+
+def _check_range(key: str, value: Any, bounds: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} is not finite", "", f"type a number: {key}=0.1")
+    low, high = bounds.get("low"), bounds.get("high")
+    if value is None or isinstance(value, bool) or (low is None and high is None):
+        return
+    if (low is not None and value < low) or (high is not None and value > high):
+        floor = "more than 0" if low == 1e-9 else f"at least {low}"
+        allowed = floor if high is None else f"{low} to {high}"
+        raise ConfigError(f"{key}={value} is out of range", "", f"type a value of {allowed}")
+
+
+# The ranges that torch's optimizers share; they themselves speak up only once torch is loaded.
+ARGUMENT_RANGES = {
+    "optimizer.lr": {"low": 0},
+    "optimizer.momentum": {"low": 0, "high": 1},
+    "optimizer.weight_decay": {"low": 0},
+    "optimizer.eps": {"low": 0},
+    "scheduler.gamma": {"low": 0},
+}
+
+
+def _check_arguments(arguments: Any, prefix: str) -> None:
+    items = arguments.items() if isinstance(arguments, dict) else enumerate(arguments)
+    for name, value in items:
+        key = f"{prefix}{name}"
+        if isinstance(value, dict | list):
+            _check_arguments(value, f"{key}.")
+        elif isinstance(value, float) or key in ARGUMENT_RANGES:
+            if key in ARGUMENT_RANGES and not isinstance(value, int | float):
+                raise ConfigError(f"{key}={value} is not a number", "", f"type {key}=0.1")
+            _check_range(key, value, ARGUMENT_RANGES.get(key, {}))

@@ -1,0 +1,72 @@
+"""MNIST (LeCun, Cortes, Burges): IDX files, gzipped or raw, in torchvision's layout."""
+
+import gzip
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cvtrain.data.arrays import Arrays
+from cvtrain.data.batch import DataInfo
+from cvtrain.data.source import Source
+from cvtrain.errors import DataError
+
+FILES = {"train": "train", "val": "t10k"}  # the test set is what a run is validated on
+
+
+class MNIST(Source):
+    """`root/MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]`. Raises DataError."""
+
+    folder = "MNIST/raw"
+
+    def __init__(self, *, root: str, mean: list[float], std: list[float]) -> None:
+        self.mean, self.std = mean, std
+        self.root = Path(root) / self.folder
+        self._train = self._read("train")
+        self.info = DataInfo(
+            name=type(self).__name__,
+            classes=tuple(str(digit) for digit in range(10)),
+            channels=1,
+            image_size=28,
+            fingerprint=self._train.fingerprint(),
+        )
+
+    def train(self, augment: list[Any]) -> Arrays:
+        return Arrays(self._train.images, self._train.labels, augment)
+
+    def val(self) -> Arrays:
+        return self._read("val")
+
+    def _read(self, split: str) -> Arrays:
+        images = read_idx(self.root / f"{FILES[split]}-images-idx3-ubyte", dimensions=3)
+        labels = read_idx(self.root / f"{FILES[split]}-labels-idx1-ubyte", dimensions=1)
+        if len(images) != len(labels) or (len(labels) and labels.max() > 9):
+            raise DataError(
+                f"{len(images)} images but {len(labels)} labels of 0..9", str(self.root)
+            )
+        return Arrays(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
+
+
+def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
+    """A uint8 array of an IDX file, from `path` or `path.gz`; DataError if there is neither."""
+    packed = path.with_name(f"{path.name}.gz")
+    if not path.exists() and not packed.exists():
+        raise DataError(
+            f"no {path.name} nor {packed.name}",
+            str(path.parent),
+            "put the four IDX files of MNIST there, or type data_dir=FOLDER (the one that holds "
+            "MNIST/raw), or set CVTRAIN_DATA",
+            name="NO-DATA",
+        )
+    try:
+        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError) as error:
+        raise DataError(f"cannot be read: {error}", str(packed), "fetch the file anew") from error
+    shape = tuple(np.frombuffer(data[4 : 4 + 4 * dimensions], ">u4").tolist())
+    start = 4 + 4 * dimensions
+    # Magic number: two zero bytes, 0x08 for unsigned bytes, the number of dimensions.
+    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) - start != math.prod(shape):
+        raise DataError("not the IDX file it is named", str(path), "fetch the file anew")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()

@@ -1,0 +1,53 @@
+"""`shapes`, the embedded default: an image folder that is drawn on first use, then read as any."""
+
+from pathlib import Path
+from typing import Any
+
+from cvtrain.data.batch import DataInfo
+from cvtrain.data.image_folder import ImageFolder
+from cvtrain.data.shapes_draw import draw_folder
+from cvtrain.data.source import Source
+
+
+class Shapes(Source):
+    """`root/<size>px-<train>-<val>/{train,val}/<class>/*.jpg`; drawn if it is not there."""
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        size: int,
+        train_per_class: int,
+        val_per_class: int,
+        mean: list[float],
+        std: list[float],
+    ) -> None:
+        self.mean, self.std, self.size = mean, std, size
+        # Named by what is drawn, so that another size never meets this one's images.
+        self.folder = Path(root) / f"{size}px-{train_per_class}-{val_per_class}"
+        if not self.folder.is_dir():
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            draw_folder(
+                self.folder,
+                size=size,
+                train_per_class=train_per_class,
+                val_per_class=val_per_class,
+            )
+        train = ImageFolder(self.folder / "train", size=size)
+        self._files = train.files
+        self.info = DataInfo(
+            name="shapes",
+            classes=tuple(train.classes),
+            channels=3,
+            image_size=size,
+            fingerprint=train.fingerprint(),
+        )
+
+    def train(self, augment: list[Any]) -> ImageFolder:
+        return ImageFolder(self.folder / "train", size=self.size, augment=augment)
+
+    def val(self) -> ImageFolder:
+        return ImageFolder(self.folder / "val", size=self.size)
+
+    def name_of(self, index: int) -> str:
+        return str(self._files[index][0])

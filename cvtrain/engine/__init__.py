@@ -1,0 +1,1 @@
+"""The loop and what it stands on. Nothing here knows what a batch means."""

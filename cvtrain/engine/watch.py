@@ -1,0 +1,46 @@
+"""Stops a run at the first loss or gradient that is not finite, without waiting for the device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class _Flag:
+    finite: Tensor  # bool scalar, on the host
+    copied: Any  # a CUDA event, or None where the flag is already there
+    report: Callable[[], Exception]
+
+
+class FiniteWatch:
+    """On the CPU a step is checked before its update. On CUDA its flag is copied back while the
+    next step runs, and read then; `check` before a save makes sure that nothing bad is written.
+    """
+
+    def __init__(self) -> None:
+        self._pending: _Flag | None = None
+
+    def step(self, finite: Tensor, report: Callable[[], Exception]) -> None:
+        """`finite` is a bool scalar on the device; `report` makes the error. Raises it."""
+        self.check()
+        if finite.device.type != "cuda":
+            self._pending = _Flag(finite, None, report)
+            self.check()
+            return
+        host = torch.empty((), dtype=torch.bool, pin_memory=True)
+        host.copy_(finite, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._pending = _Flag(host, copied, report)
+
+    def check(self) -> None:
+        flag, self._pending = self._pending, None
+        if flag is None:
+            return
+        if flag.copied is not None:
+            flag.copied.synchronize()
+        if not flag.finite.item():
+            raise flag.report()

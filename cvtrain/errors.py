@@ -1,0 +1,64 @@
+"""What a user can get wrong or meet, each with its exit code; `cli.py` alone turns one into a line."""
+
+import difflib
+
+
+class CvtrainError(Exception):
+    """`what` happened, `where` (a path, key or step) and the `fix`: what to type instead."""
+
+    code = 1
+    name = "ERROR"
+
+    def __init__(self, what: str, where: str = "", fix: str = "", *, name: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        self.name = name or type(self).name
+        super().__init__("; ".join(part for part in (what, where, fix) if part))
+
+    def line(self) -> str:
+        """The last line on stderr, always a single one."""
+        return f"cvtrain: error[{self.name}]: {' '.join(str(self).split())}"
+
+
+class ConfigError(CvtrainError):
+    code, name = 2, "CONFIG"
+
+
+class DataError(CvtrainError):
+    code, name = 3, "DATA"
+
+
+class CheckpointError(CvtrainError):
+    code, name = 4, "CHECKPOINT"
+
+
+class NonFiniteError(CvtrainError):
+    code, name = 5, "NON-FINITE"
+
+
+class MachineError(CvtrainError):
+    """The machine, not the command: no CUDA, no space, no permission."""
+
+    code, name = 6, "MACHINE"
+
+
+class BusyError(CvtrainError):
+    code, name = 7, "BUSY"
+
+
+class Stopped(CvtrainError):
+    """Ended by a signal, in good order; the code is the shell's 128 + signal."""
+
+    name = "STOPPED"
+
+    def __init__(self, what: str, where: str = "", fix: str = "", *, signum: int = 15) -> None:
+        super().__init__(what, where, fix)
+        self.code = 128 + signum
+
+    def line(self) -> str:
+        return f"cvtrain: {' '.join(str(self).split())}"
+
+
+def nearest(word: str, names: list[str], value: str = "...") -> str:
+    """What to type for a wrong key: the nearest valid ones, else where to look."""
+    close = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
+    return "type " + " or ".join(f"{key}={value}" for key in close) if close else "see --cfg job"

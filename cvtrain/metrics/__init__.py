@@ -1,0 +1,1 @@
+"""Figures that count samples once, on one process or many."""

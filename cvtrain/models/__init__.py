@@ -1,0 +1,1 @@
+"""The networks, one file per paper, reached by the `_target_` of a YAML in configs/model."""

@@ -1,0 +1,97 @@
+"""What a run goes on from, and whether it is still the same run."""
+
+from pathlib import Path
+from typing import Any
+
+from cvtrain.compose import flatten
+from cvtrain.engine.checkpoint import read_checkpoint
+from cvtrain.errors import CheckpointError, ConfigError
+
+# They change how a run is driven and looked at, not what it computes.
+FREE = (
+    *("resume", "resume_allow", "trust", "traceback", "published", "init", "data_dir", "data.root"),
+    *("trainer.workers", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every"),
+    *("trainer.threads", "trainer.device", "eval.batch_size"),
+)
+# A prefix check of names, for text that is compared and never instantiated (build.py does more).
+PACKAGES = ("cvtrain.", "torch.nn.", "torch.optim.", "torchvision.models.", "torchvision.transforms.")
+
+
+def checkpoint_file(resume: str | None) -> Path | None:
+    """The file that `resume=` names, if it is neither `auto` nor a run directory."""
+    if resume in (None, "auto") or (Path(resume) / "checkpoints" / "checkpoints.json").exists():
+        return None
+    return Path(resume)
+
+
+def read_run_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours. Raises CheckpointError, also for a state dict, which resumes nothing."""
+    state = read_checkpoint(path)
+    if not {"model", "optimizer", "position", "config"} <= state.keys():
+        raise CheckpointError(
+            "holds weights, not a run",
+            str(path),
+            f"type init.weights={path} to start from them",
+            name="CKPT-MISMATCH",
+        )
+    return state
+
+
+def changed_keys(stored: str, text: str, *, allow: list[str], trust: list[str]) -> dict[str, str]:
+    """`{key: "old -> new"}` of what differs between two configs and was named in `resume_allow`.
+
+    Raises ConfigError (RESUME-CHANGED) for what was not named, CheckpointError (TARGET) when the
+    stored config names what no config may.
+    """
+    old, new = flatten(stored), flatten(text)
+    _check_targets(old, trust)
+    differing = {
+        key: f"{old.get(key, 'not set')} -> {new.get(key, 'not set')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _below(key, FREE)
+    }
+    duration = (old.get("trainer.duration"), new.get("trainer.duration"))
+    refused = [
+        f"{key}: {change}"
+        for key, change in differing.items()
+        if not _below(key, allow)
+        # A schedule as long as the run follows the run.
+        and not ("trainer.duration" in allow and (old.get(key), new.get(key)) == duration)
+    ]
+    if refused:
+        keys = ",".join(line.partition(":")[0] for line in refused)
+        raise ConfigError(
+            "the run to resume had another config: " + ", ".join(refused),
+            "",
+            f"type the old values, or resume_allow=[{keys}]",
+            name="RESUME-CHANGED",
+        )
+    return differing
+
+
+def _below(key: str, prefixes: list[str] | tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _check_targets(stored: dict[str, Any], trust: list[str]) -> None:
+    for key, value in stored.items():
+        if key.split(".")[-1] == "_target_":
+            allowed = (*PACKAGES, *(f"{package}." for package in trust))
+            if not str(value).startswith(allowed):
+                raise CheckpointError(
+                    f"its config names {value}",
+                    key,
+                    "do not load it; nothing of it was imported",
+                    name="TARGET",
+                )
+
+
+def check_same(name: str, old: Any, new: Any, *, allow: list[str]) -> None:
+    """Raises ConfigError (RESUME-CHANGED) for what no config key shows, as the data themselves."""
+    if old != new and name not in allow:
+        raise ConfigError(
+            f"the run to resume had another {name}: {old} -> {new}",
+            "",
+            f"resume it as it was, or type resume_allow=[{name}]",
+            name="RESUME-CHANGED",
+        )

@@ -1,0 +1,1 @@
+"""What follows `cvtrain`: one short file each."""

@@ -1,0 +1,222 @@
+"""`cvtrain [train]`: one run, from its config to its summary."""
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cvtrain.build import build_parts, build_plan
+from cvtrain.compose import Composed
+from cvtrain.config import Switch
+from cvtrain.engine.checkpoint import Checkpoints, load_weights, read_checkpoint
+from cvtrain.engine.distributed import Ranks
+from cvtrain.engine.logs import Logs
+from cvtrain.engine.machine import pick_device, pick_precision, settings
+from cvtrain.engine.plan import Parts
+from cvtrain.engine.rundir import RunDir, write_atomic
+from cvtrain.engine.signals import StopFlag
+from cvtrain.engine.summary import draw_curves, git_revision, table, versions, write_summary
+from cvtrain.engine.trainer import Trainer
+from cvtrain.errors import CvtrainError, Stopped
+from cvtrain.resume import changed_keys, check_same, checkpoint_file, read_run_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def train(composed: Composed, overrides: list[str]) -> float | None:
+    """Run a config to its end. Returns the primary figure, which a sweep optimises."""
+    ranks = Ranks.from_environment()
+    level = logging.INFO if ranks.is_main else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    return Run(composed, overrides, ranks).run()
+
+
+class Run:
+    """One run: its directory, what it goes on from, its outcome in `status.json`."""
+
+    def __init__(self, composed: Composed, overrides: list[str], ranks: Ranks) -> None:
+        self.composed, self.config, self.ranks = composed, composed.config, ranks
+        self.overrides = [o for o in overrides if not o.startswith(("resume=", "hydra.run.dir="))]
+        self.typed_dir = any(o.startswith("hydra.run.dir=") for o in overrides)
+        trainer = self.config.trainer
+        self.device = pick_device(trainer.device, ranks)
+        trainer.precision = pick_precision(trainer.precision, self.device)
+        # Read before anything is made: a bad file leaves nothing behind.
+        weights, file = self.config.init.weights, checkpoint_file(self.config.resume)
+        self.weights = read_checkpoint(Path(weights)) if weights else None
+        self.state = read_run_checkpoint(file) if file else None
+        self.path = composed.run_dir
+        if self.config.resume not in (None, "auto") and file is None:
+            self.path = Path(str(self.config.resume))
+
+    def run(self) -> float | None:
+        resume = self.config.resume is not None and self.state is None
+        with (
+            StopFlag().listening() as stop,
+            self.ranks.joined(self.device),
+            settings(self.config.trainer),
+        ):
+            directory = None
+            if self.ranks.is_main:
+                directory = RunDir.take(self.path, resume=resume, exact=self.typed_dir)
+            self.path = Path(self.ranks.agree(str(directory.path if directory else "")))
+            try:
+                return self._train(directory, stop)
+            except BaseException as error:
+                if directory:
+                    self._record(directory, error)
+                raise
+            finally:
+                if directory:
+                    directory.release()
+
+    def _record(self, directory: RunDir, error: BaseException) -> None:
+        """The outcome, or no trace of a run that was refused or stopped before its first step."""
+        code = error.code if isinstance(error, CvtrainError) else 1
+        trained = Checkpoints(directory.path).manifest["last"] is not None
+        if code == 2 or (isinstance(error, Stopped) and not trained):
+            directory.discard()
+            return
+        state = "preempted" if isinstance(error, Stopped) else "failed"
+        name = error.name if isinstance(error, CvtrainError) else type(error).__name__
+        directory.status(state=state, exit_code=code, error=name, message=str(error))
+
+    def _train(self, directory: RunDir | None, stop: StopFlag) -> float | None:
+        checkpoints = Checkpoints(self.path)
+        if directory:
+            checkpoints.clean()
+        if self.config.resume is not None and self.state is None:
+            self.state = checkpoints.load_last()
+            if self.state is None:
+                log.info("resume: no checkpoint in %s yet, starting at step 0", self.path)
+        changed = self._check_config()
+        if directory and self.state and not changed:
+            if directory.read_status().get("state") == "done":
+                log.info("finished already: %s", self.path)
+                return self._finished_figure()
+        self._announce()
+        parts = build_parts(self.config, device=self.device, ranks=self.ranks)
+        stop.check()
+        trainer = self._trainer(parts, directory, checkpoints, stop)
+        self._begin(trainer, changed)
+        if directory:
+            write_atomic(self.path / "config.yaml", self.composed.text)
+            directory.status(state="running", exit_code=None, error=None)
+        try:
+            trainer.fit()
+        finally:
+            trainer.logs.close()
+        if stop:
+            self._stopped(stop, trainer)
+        return self._finish(trainer, directory)
+
+    def _check_config(self) -> dict[str, str]:
+        if self.state is None:
+            return {}
+        allow, trust = self.config.resume_allow, self.config.trust
+        check_same("world_size", self.state["world_size"], self.ranks.world_size, allow=allow)
+        return changed_keys(self.state["config"], self.composed.text, allow=allow, trust=trust)
+
+    def _announce(self) -> None:
+        choices, sets = self.composed.choices, self.composed.recipe_sets
+        log.info("%s on %s, %s, %s: %s", choices["model"], choices["data"], self.device,
+                 self.config.trainer.precision, self.path)
+        if choices["recipe"] != "none":
+            words = " ".join(f"{key}={value}" for key, value in sets.items())
+            log.info("recipe %s sets %s", choices["recipe"], words)
+
+    def _trainer(
+        self, parts: Parts, directory: RunDir | None, checkpoints: Checkpoints, stop: StopFlag
+    ) -> Trainer:
+        progress = self.config.trainer.progress
+        bar = progress is Switch.yes or (progress is Switch.auto and sys.stderr.isatty())
+        return Trainer(
+            parts,
+            build_plan(self.config, parts.train.steps),
+            config=self.config.trainer,
+            eval_config=self.config.eval,
+            device=self.device,
+            seed=self.config.seed,
+            run=directory,
+            logs=Logs(self.path, active=self.ranks.is_main, bar=bar),
+            checkpoints=checkpoints,
+            stop=stop,
+            ranks=self.ranks,
+            about={
+                "config": self.composed.text,
+                "classes": list(parts.source.info.classes),
+                "fingerprint": parts.source.info.fingerprint,
+                "world_size": self.ranks.world_size,
+                "threads": torch.get_num_threads(),
+                "versions": versions(),
+            },
+        )
+
+    def _begin(self, trainer: Trainer, changed: dict[str, str]) -> None:
+        """Load what the run goes on from, or the weights that it starts from."""
+        if self.state is not None:
+            old, now = self.state, trainer.about
+            allow = self.config.resume_allow
+            check_same("data", old["fingerprint"], now["fingerprint"], allow=allow)
+            for name in ("threads", "versions"):
+                if old[name] != now[name]:
+                    log.warning("warning: not bit-exact: %s %s -> %s", name, old[name], now[name])
+            trainer.load(self.state, source=str(self.path))
+            log.info("resumed at step %d", trainer.position.step)
+            for key, change in changed.items():
+                log.info("changed: %s: %s", key, change)
+            if changed:
+                trainer.parts.schedule.apply(trainer.parts.optimizer, trainer.position.step)
+                rate = trainer.parts.optimizer.param_groups[0]["lr"]
+                log.info("the schedule is computed anew: the next rate is %g", rate)
+        elif self.weights is not None:
+            weights, init = self.weights.get("model", self.weights), self.config.init
+            left = load_weights(
+                trainer.parts.model, weights, source=str(init.weights), reset=init.reset_head
+            )
+            log.info("weights of %s%s", init.weights, f"; new: {', '.join(left)}" if left else "")
+
+    def _stopped(self, stop: StopFlag, trainer: Trainer) -> None:
+        words = [*self.overrides, "resume=auto", f"hydra.run.dir={self.path}"]
+        raise Stopped(
+            f"stopped by {stop.name} at step {trainer.position.step}; the checkpoint is saved",
+            "",
+            f"to go on type: cvtrain {shlex.join(words)}",
+            signum=stop.signum,
+        )
+
+    def _finish(self, trainer: Trainer, directory: RunDir | None) -> float | None:
+        primary = trainer.parts.task.primary.name
+        figure = trainer.position.metrics.get(f"val/{primary}")
+        if directory is None:
+            return figure
+        choices = self.composed.choices
+        about: dict[str, Any] = {
+            "train/images_per_sec": trainer.images_per_sec,
+            "model": choices["model"],
+            "data": choices["data"],
+            "recipe": choices["recipe"],
+            "seed": self.config.seed,
+            "published": self.config.published,
+            "git": git_revision(Path(__file__).parent),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+        summary = write_summary(
+            self.path, trainer.position, trainer.parts, device=self.device, about=about
+        )
+        draw_curves(trainer.logs.read(), self.path / "curves.png", primary=primary)
+        directory.status(state="done", exit_code=0, error=None)
+        title = f"{choices['model']} on {choices['data']}"
+        print(table(summary, self.config.published, title=title, run_dir=self.path), flush=True)
+        return figure
+
+    def _finished_figure(self) -> float | None:
+        summary = json.loads((self.path / "summary.json").read_text())
+        name = next(k for k in summary if k.startswith("best/") and k not in ("best/step", "best/epoch"))
+        return summary.get(f"val/{name.removeprefix('best/')}")

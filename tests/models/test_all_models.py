@@ -1,0 +1,65 @@
+"""Every classifier in configs/model, as its YAML stands: logits, and a gradient everywhere."""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import nn
+
+YAMLS = sorted((Path(__file__).parents[2] / "configs" / "model").glob("*.yaml"))
+CONFIGS = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in YAMLS}
+CLASSIFIERS = [name for name, config in CONFIGS.items() if config["task"] == "classification"]
+NUM_CLASSES = 4
+
+
+def target_of(config: dict[str, Any]) -> Any:
+    module, _, name = config["_target_"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def image_size_of(config: dict[str, Any]) -> int:
+    kind, _, pixels = config["input"].partition(" ")
+    assert (kind, pixels.isdigit()) in {("any", False), ("min", True), ("fixed", True)}
+    return int(pixels or 16)  # deep networks on large images would take minutes here
+
+
+def arguments_of(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in config.keys() - {"_target_", "task", "input"}}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_yaml_lists_every_argument(name: str) -> None:
+    config = CONFIGS[name]
+    parameters = inspect.signature(target_of(config)).parameters
+    accepted = {key for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    given = accepted & {"num_classes", "in_channels", "image_size"}
+    missing = accepted - given - arguments_of(config).keys()
+    if name in ("resnet18", "resnet34"):
+        missing.remove("stride_in")  # means nothing to basic blocks
+    assert not missing
+    assert arguments_of(config).keys() <= accepted
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_logits_and_gradients(name: str) -> None:
+    torch.manual_seed(0)
+    config = CONFIGS[name]
+    target, size = target_of(config), image_size_of(config)
+    sizes = {"num_classes": NUM_CLASSES, "in_channels": 3, "image_size": size}
+    accepted = inspect.signature(target).parameters
+    from_data = {key: value for key, value in sizes.items() if key in accepted}
+    model: nn.Module = target(**arguments_of(config), **from_data)
+
+    outputs = model.train()(torch.randn(2, 3, size, size))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert all(logits.shape == (2, NUM_CLASSES) for logits in outputs)
+    labels = torch.tensor([0, 3])
+    torch.stack([F.cross_entropy(logits, labels) for logits in outputs]).sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{key} takes no part"
+        assert parameter.grad.isfinite().all(), key

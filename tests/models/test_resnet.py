@@ -1,0 +1,176 @@
+"""ResNet, of ImageNet and of CIFAR, against the paper's counts and torchvision's network."""
+
+import logging
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cvtrain.errors import ConfigError
+from cvtrain.models.resnet import ResNet
+from cvtrain.models.resnet_cifar import ResNetCifar, ZeroPadShortcut
+
+PARAMETERS = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
+CIFAR_PARAMETERS = {  # option A, option B
+    20: (269_722, 272_474),
+    32: (464_154, 466_906),
+    44: (658_586, 661_338),
+    56: (853_018, 855_770),
+    110: (1_727_962, 1_730_714),
+    1202: (19_421_274, 19_424_026),
+}
+
+
+def on_meta(network: type[nn.Module], **arguments: object) -> nn.Module:
+    with torch.device("meta"):
+        return network(**arguments)
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply_adds(model: nn.Module, *, image_size: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, image_size, image_size, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("stride_in", ["1x1", "3x3"])
+@pytest.mark.parametrize("depth", PARAMETERS)
+def test_parameters_and_names_are_torchvisions(depth: int, stride_in: str) -> None:
+    ours = on_meta(ResNet, depth=depth, stride_in=stride_in)
+    assert count(ours) == PARAMETERS[depth]
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(f"resnet{depth}", weights=None)
+    assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == {
+        name: tensor.shape for name, tensor in theirs.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("depth", "stride_in", "expected"),
+    [
+        (50, "1x1", 3_857_973_248),
+        (50, "3x3", 4_089_184_256),
+        (101, "1x1", 7_570_194_432),
+        (101, "3x3", 7_801_405_440),
+        (152, "1x1", 11_282_415_616),
+        (152, "3x3", 11_513_626_624),
+    ],
+)
+def test_multiply_adds_of_bottlenecks(depth: int, stride_in: str, expected: int) -> None:
+    model = on_meta(ResNet, depth=depth, stride_in=stride_in)
+    assert multiply_adds(model, image_size=224) == expected
+
+
+@pytest.mark.parametrize(("depth", "billions"), [(18, 1.814), (34, 3.664)])
+def test_multiply_adds_of_basic_blocks(depth: int, billions: float) -> None:
+    assert round(multiply_adds(on_meta(ResNet, depth=depth), image_size=224) / 1e9, 3) == billions
+
+
+def test_stage_sizes() -> None:
+    model, sizes = on_meta(ResNet), {}
+    for name, layer in model.named_children():
+        layer.register_forward_hook(
+            lambda _layer, _inputs, output, name=name: sizes.update({name: output.shape[-1]})
+        )
+    model(torch.empty(1, 3, 224, 224, device="meta"))
+    stages = ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    assert [sizes[stage] for stage in stages] == [112, 56, 56, 28, 14, 7]  # Table 1
+
+
+@torch.no_grad()
+def randomised(model: nn.Module) -> nn.Module:
+    """Random batch-norm statistics and affines, so that no wrong wiring hides behind 0 and 1."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+            for tensor in (module.bias, module.running_mean):
+                tensor.normal_(std=0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@torch.no_grad()
+def test_torchvisions_weights_give_torchvisions_logits(depth: int) -> None:
+    torch.manual_seed(0)
+    theirs = randomised(torchvision.models.get_model(f"resnet{depth}", weights=None))
+    ours = ResNet(depth=depth, stride_in="3x3").eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 96, 96)
+    expected = theirs(images)
+    scale = expected.abs().max()
+    torch.testing.assert_close(ours(images) / scale, expected / scale, atol=1e-5, rtol=0)
+    if depth == 50:
+        paper = ResNet(depth=50).eval()
+        paper.load_state_dict(theirs.state_dict())
+        assert ((paper(images) - expected) / scale).abs().max() > 1e-2
+
+
+def test_small_stem(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    small = on_meta(ResNet, depth=18, image_size=64)
+    assert small.conv1.weight.shape == (64, 3, 3, 3)
+    assert "model.stem=imagenet" in caplog.text
+    features = nn.Sequential(*list(small.children())[:-1])(torch.empty(1, 3, 32, 32, device="meta"))
+    assert features.shape == (1, 512, 4, 4)
+    caplog.clear()
+    assert on_meta(ResNet, depth=18, image_size=65).conv1.kernel_size == (7, 7)
+    assert on_meta(ResNet, depth=18, image_size=32, stem="imagenet").conv1.kernel_size == (7, 7)
+    assert on_meta(ResNet, depth=18, image_size=224, stem="small").conv1.kernel_size == (3, 3)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("bad", [{"depth": 20}, {"stem": "tiny"}, {"stride_in": "5x5"}])
+def test_resnet_refuses_what_the_paper_lacks(bad: dict) -> None:
+    with pytest.raises(ConfigError, match=r"model\..*choose from"):
+        ResNet(**bad)
+
+
+@pytest.mark.parametrize("depth", CIFAR_PARAMETERS)
+def test_cifar_parameters(depth: int) -> None:
+    counts = tuple(count(on_meta(ResNetCifar, depth=depth, shortcut=option)) for option in "AB")
+    assert counts == CIFAR_PARAMETERS[depth]
+    assert counts[0] == 97_216 * (depth - 2) // 6 - 21_926
+
+
+@pytest.mark.parametrize(
+    ("depth", "millions"), [(20, 40.55), (32, 68.86), (44, 97.17), (56, 125.49), (110, 252.89)]
+)
+def test_cifar_multiply_adds(depth: int, millions: float) -> None:
+    model = on_meta(ResNetCifar, depth=depth)
+    assert round(multiply_adds(model, image_size=32) / 1e6, 2) == millions
+
+
+def test_option_a_by_hand() -> None:
+    x = torch.arange(9.0).reshape(1, 1, 3, 3)
+    expected = torch.tensor([[[[0.0, 2], [6, 8]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]])
+    assert torch.equal(ZeroPadShortcut(2)(x), expected)
+
+
+@pytest.mark.parametrize("size", [9, 15, 32])
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_cifar_takes_any_size(size: int, shortcut: str) -> None:
+    model = ResNetCifar(shortcut=shortcut, num_classes=3, in_channels=1)
+    assert model(torch.zeros(2, 1, size, size)).shape == (2, 3)
+
+
+def test_init_is_he_fan_out() -> None:
+    torch.manual_seed(0)
+    # Both double the channels, so that fan in and fan out differ.
+    cifar, imagenet = ResNetCifar().layer2[0].conv1, ResNet(depth=18).layer2[0].conv1
+    assert cifar.weight.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
+    assert imagenet.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("bad", "fix"),
+    [({"depth": 18}, "model.depth=20"), ({"depth": 2}, "=8"), ({"shortcut": "C"}, "A or B")],
+)
+def test_cifar_refuses_what_the_paper_lacks(bad: dict, fix: str) -> None:
+    with pytest.raises(ConfigError, match=fix):
+        ResNetCifar(**bad)
