@@ -78,7 +78,12 @@ def _refused(name: str, why: str) -> ConfigError:
 
 
 def make(
-    arguments: dict[str, Any], kind: type | tuple[type, ...], *, key: str, trust: list[str], **given: Any
+    arguments: dict[str, Any],
+    kind: type | tuple[type, ...],
+    *,
+    key: str,
+    trust: list[str],
+    **given: Any,
 ) -> Any:
     """Call a group's target with its arguments and with those of `given` that it takes."""
     if "_target_" not in arguments:
@@ -101,7 +106,7 @@ def make(
 
 
 def build_parts(config: Config, *, device: torch.device, ranks: Ranks) -> Parts:
-    """Everything a trainer needs. Raises the errors of what it makes, and ConfigError (NO-STEPS)."""
+    """Everything a trainer needs. Raises what its makers raise, and ConfigError (NO-STEPS)."""
     trust = config.trust
     source: Source = make(config.data.args, Source, key="data", trust=trust)
     size = input_size(config.model.input, config.data.image_size or source.info.image_size)
@@ -125,8 +130,14 @@ def build_parts(config: Config, *, device: torch.device, ranks: Ranks) -> Parts:
     task = make(config.task.args, Task, key="task", trust=trust, num_classes=classes)
     optimizer = _optimizer(config, model)
     schedule = _schedule(config.scheduler, train.steps, trust)
-    log.info("input %dx%dx%d, %d classes, %s parameters", channels, size, size, classes,
-             f"{sum(p.numel() for p in model.parameters()):,}")
+    log.info(
+        "input %dx%dx%d, %d classes, %s parameters",
+        channels,
+        size,
+        size,
+        classes,
+        f"{sum(p.numel() for p in model.parameters()):,}",
+    )
     return Parts(source, train, val, transform, model, task, optimizer, schedule)
 
 
@@ -163,7 +174,10 @@ def _loaders(
         )
         _check_steps(order, config, ranks)
         # A small step up in size is a frame (28 to 32 for LeNet), a large one is resized later.
-        if isinstance(split, Arrays) and source.info.image_size < size <= 1.25 * source.info.image_size:
+        if (
+            isinstance(split, Arrays)
+            and source.info.image_size < size <= 1.25 * source.info.image_size
+        ):
             split = split.padded(size)
         if isinstance(split, Dataset):
             workers = config.trainer.workers
@@ -193,7 +207,9 @@ def _check_steps(order: Order, config: Config, ranks: Ranks) -> None:
 def _optimizer(config: Config, model: nn.Module) -> Optimizer:
     # Every parameter from the start: one that is frozen has no gradient and is left alone.
     params = {"params": model.parameters()}
-    optimizer = make(config.optimizer.args, Optimizer, key="optimizer", trust=config.trust, **params)
+    optimizer = make(
+        config.optimizer.args, Optimizer, key="optimizer", trust=config.trust, **params
+    )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
@@ -219,7 +235,9 @@ def _schedule(config: SchedulerConfig, steps_per_epoch: int, trust: list[str]) -
         for name, value in config.args.items()
     }
     if config.warmup_shape not in ("linear", "constant"):
-        raise ConfigError(f"scheduler.warmup_shape={config.warmup_shape}", "", "type linear or constant")
+        raise ConfigError(
+            f"scheduler.warmup_shape={config.warmup_shape}", "", "type linear or constant"
+        )
     return make(
         {
             **arguments,

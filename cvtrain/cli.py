@@ -64,7 +64,9 @@ def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
         flags.append(word)
         if word in VALUE_FLAGS:
             flags.extend([next(rest, "")])
-    unknown = [f for f in flags if f.startswith("-") and f.split("=")[0] not in HYDRA_FLAGS | VALUE_FLAGS]
+    unknown = [
+        f for f in flags if f.startswith("-") and f.split("=")[0] not in HYDRA_FLAGS | VALUE_FLAGS
+    ]
     if unknown:
         raise ConfigError(f"there is no flag {unknown[0]}", "", "type key=value, or see --help")
     return flags, words
@@ -99,7 +101,7 @@ def job(
     run_dir: Path | None = None,
     verb: str = "train",
 ) -> float | None:
-    """One run, alone or as a job of a sweep: the same way through. Returns the figure to optimise."""
+    """One run, alone or as a job of a sweep: the same way through. Returns its figure."""
     from cvtrain.compose import compose_config
 
     composed = compose_config(overrides, extra_dir=extra_dir, run_dir=run_dir)
@@ -137,7 +139,12 @@ def hydra_main(flags: list[str], overrides: list[str]) -> None:
 
 def help_text() -> str:
     groups = "\n".join(
-        textwrap.fill(f"{group:<10} {' '.join(options(group))}", 96, initial_indent="  ", subsequent_indent=" " * 13)
+        textwrap.fill(
+            f"{group:<10} {' '.join(options(group))}",
+            96,
+            initial_indent="  ",
+            subsequent_indent=" " * 13,
+        )
         for group in GROUPS
     )
     verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())

@@ -142,7 +142,9 @@ def _recipe_of_the_pair(typed: dict[str, str], extra_dir: Path | None) -> str:
 
 def _default_choices() -> dict[str, str]:
     defaults = OmegaConf.load(config_dir() / "config.yaml").defaults
-    return {k: v for entry in defaults if isinstance(entry, DictConfig) for k, v in entry.items()}
+    return {
+        str(k): v for entry in defaults if isinstance(entry, DictConfig) for k, v in entry.items()
+    }
 
 
 def _prepare_recipe(
@@ -155,7 +157,9 @@ def _prepare_recipe(
     """
     if name == "none" or name not in options("recipe", extra_dir):
         return name, {}  # a wrong name is refused by the composition
-    folder = next(f for f in (extra_dir, config_dir()) if f and (f / f"recipe/{name}.yaml").exists())
+    folder = next(
+        f for f in (extra_dir, config_dir()) if f and (f / f"recipe/{name}.yaml").exists()
+    )
     recipe = OmegaConf.load(folder / f"recipe/{name}.yaml")
     assert isinstance(recipe, DictConfig)
     choices = {
@@ -240,7 +244,9 @@ def explain(error: Exception, overrides: list[str]) -> ConfigError:
         if "=" not in text:
             return ConfigError(f"{text} is no override", "", "type key=value, or see --help")
         if keys and key not in keys and key[0] not in "+~" and not key.startswith("hydra."):
-            return ConfigError(f"there is no key {key}", text, nearest(key, keys, text.partition("=")[2]))
+            return ConfigError(
+                f"there is no key {key}", text, nearest(key, keys, text.partition("=")[2])
+            )
     message = str(error).splitlines()[0]
     full_key = re.search(r"full_key: (\S+)", str(error))
     where = full_key[1] if full_key else ""

@@ -5,16 +5,15 @@ import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from cvtrain.errors import ConfigError
-
 
 GROUPS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "eval", "recipe", "debug")
 
 
 def config_dir() -> Path:
-    """The packaged configs of a wheel, else the checkout's (never a stale copy in site-packages)."""
+    """The packaged configs of a wheel, else the checkout's."""
     packaged = Path(__file__).resolve().parent / "configs"
     return packaged if packaged.is_dir() else packaged.parents[1] / "configs"
 
@@ -98,7 +97,7 @@ class ModelConfig:
 class DataConfig:
     task: str = "classification"
     batch_size: int = number(64, low=1)  # samples per optimizer step, over all processes
-    image_size: Optional[int] = number(None, low=1)  # pixels; null: the data's native size
+    image_size: int | None = number(None, low=1)  # pixels; null: the data's native size
     augment: dict[str, Any] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -110,7 +109,7 @@ class TaskConfig:
 
 @dataclass
 class OptimizerConfig:
-    name: Optional[str] = None  # with optimizer=torch: a class of torch.optim
+    name: str | None = None  # with optimizer=torch: a class of torch.optim
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -128,16 +127,16 @@ class TrainerConfig:
     device: str = "auto"
     precision: Precision = Precision.auto
     accumulate: int = number(1, low=1)
-    clip_norm: Optional[float] = number(None, low=0)
-    ema: Optional[float] = number(None, low=0, high=1)
+    clip_norm: float | None = number(None, low=0)
+    ema: float | None = number(None, low=0, high=1)
     channels_last: bool = True
     compile: bool = False
     deterministic: bool = False
-    threads: Optional[int] = number(None, low=1)
-    workers: Optional[int] = number(None, low=0)
+    threads: int | None = number(None, low=1)
+    workers: int | None = number(None, low=0)
     log_every: str = timespan("50st", low=1e-9)
     checkpoint_every: str = timespan("1ep", low=1e-9)
-    early_stop: Optional[int] = number(None, low=1)
+    early_stop: int | None = number(None, low=1)
     progress: Switch = Switch.auto
 
 
@@ -145,12 +144,12 @@ class TrainerConfig:
 class EvalConfig:
     every: str = timespan("1ep", low=1e-9)
     batch_size: int = number(256, low=1)
-    max_batches: Optional[int] = number(None, low=1)
+    max_batches: int | None = number(None, low=1)
 
 
 @dataclass
 class InitConfig:
-    weights: Optional[str] = None
+    weights: str | None = None
     reset_head: bool = False
 
 
@@ -166,7 +165,7 @@ class Config:
     init: InitConfig = field(default_factory=InitConfig)
     seed: int = number(0, low=0)
     data_dir: str = "data"
-    resume: Optional[str] = None  # auto, a run directory or a checkpoint
+    resume: str | None = None  # auto, a run directory or a checkpoint
     resume_allow: list[str] = field(default_factory=list)
     trust: list[str] = field(default_factory=list)
     traceback: bool = False

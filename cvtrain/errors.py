@@ -1,4 +1,4 @@
-"""What a user can get wrong or meet, each with its exit code; `cli.py` alone turns one into a line."""
+"""What a user can meet, each with its exit code; `cli.py` alone turns one into a line."""
 
 import difflib
 

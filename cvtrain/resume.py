@@ -14,7 +14,13 @@ FREE = (
     *("trainer.threads", "trainer.device", "eval.batch_size"),
 )
 # A prefix check of names, for text that is compared and never instantiated (build.py does more).
-PACKAGES = ("cvtrain.", "torch.nn.", "torch.optim.", "torchvision.models.", "torchvision.transforms.")
+PACKAGES = (
+    "cvtrain.",
+    "torch.nn.",
+    "torch.optim.",
+    "torchvision.models.",
+    "torchvision.transforms.",
+)
 
 
 def checkpoint_file(resume: str | None) -> Path | None:
@@ -25,7 +31,7 @@ def checkpoint_file(resume: str | None) -> Path | None:
 
 
 def read_run_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours. Raises CheckpointError, also for a state dict, which resumes nothing."""
+    """A checkpoint of a run. Raises CheckpointError, also for a mere state dict."""
     state = read_checkpoint(path)
     if not {"model", "optimizer", "position", "config"} <= state.keys():
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Counted randomness: every random number is a function of what it is for, never of what came before."""
+"""Counted randomness: a random number is a function of what it is for, not of what came before."""
 
 import hashlib
 

@@ -16,7 +16,7 @@ class Arrays:
     def __init__(
         self, images: Tensor, labels: Tensor, augment: list[ArrayTransform] | None = None
     ) -> None:
-        assert images.dtype == torch.uint8 and len(images) == len(labels)
+        assert images.dtype == torch.uint8
         self.images, self.labels = images, labels
         self.augment = augment or []
         self.draws = sum(transform.draws for transform in self.augment)
@@ -36,9 +36,11 @@ class Arrays:
     def batch(self, index: Tensor, uniforms: Tensor | None) -> ClassificationBatch:
         images = self.images[index]
         column = 0
-        for transform in self.augment if uniforms is not None else ():
-            images = transform(images, uniforms[:, column : column + transform.draws])
-            column += transform.draws
+        if uniforms is not None:
+            uniforms = uniforms.to(images.device, non_blocking=True)
+            for transform in self.augment:
+                images = transform(images, uniforms[:, column : column + transform.draws])
+                column += transform.draws
         return ClassificationBatch(images, self.labels[index], index)
 
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ from cvtrain.data.source import Source
 from cvtrain.errors import DataError
 
 PYTHON, BINARY = "cifar-10-batches-py", "cifar-10-batches-bin"
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batch"]}
 PIXELS = 3 * 32 * 32
 

@@ -86,7 +86,7 @@ class _Seeded(Dataset):
         seed = seed_for(self.seed, "sample", epoch, index)
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002: transforms of others draw from it
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (transforms of others draw from it)
         return self.dataset[index]
 
 

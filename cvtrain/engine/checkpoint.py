@@ -57,7 +57,11 @@ class Checkpoints:
                     torch.save({"format": FORMAT, **state}, file)
                     file.flush()
                     os.fsync(file.fileno())
-                entry = {"step": step, "size": temporary.stat().st_size, "sha256": sha256(temporary)}
+                entry = {
+                    "step": step,
+                    "size": temporary.stat().st_size,
+                    "sha256": sha256(temporary),
+                }
                 os.replace(temporary, path)
                 sync_directory(self.folder)
             except (OSError, RuntimeError) as error:
@@ -191,7 +195,8 @@ def load_weights(
     wrong += [f"{name} is not in the network" for name in weights if name not in own]
     if wrong and not reset:
         raise CheckpointError(
-            f"another network's weights: {wrong[0]}" + f" (and {len(wrong) - 1} more)" * (len(wrong) > 1),
+            f"another network's weights: {wrong[0]}"
+            + f" (and {len(wrong) - 1} more)" * (len(wrong) > 1),
             source,
             "type the model it was trained as, or init.reset_head=true to load what fits",
             name="CKPT-MISMATCH",

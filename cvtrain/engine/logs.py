@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Logs:
-    """Writers of one run; on a process that is not the main one (`active=False`) they are silent."""
+    """Writers of one run; silent (`active=False`) on every process but the main one."""
 
     def __init__(self, run_dir: Path, *, active: bool = True, bar: bool = False) -> None:
         self.run_dir, self.active = run_dir, active
@@ -30,16 +30,19 @@ class Logs:
             return
         if self.file.exists():
             kept = [
-                line for line in self.read() if line["step"] <= (
-                    evaluated_at if any(key.startswith("val/") for key in line) else step
-                )
+                line
+                for line in self.read()
+                if line["step"]
+                <= (evaluated_at if any(key.startswith("val/") for key in line) else step)
             ]
             text = "".join(json.dumps(line) + "\n" for line in kept)
             write_atomic(self.file, text)
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.tensorboard = SummaryWriter(str(self.run_dir), purge_step=step + 1 if step else None)
+            self.tensorboard = SummaryWriter(
+                str(self.run_dir), purge_step=step + 1 if step else None
+            )
         except Exception as error:  # a run must not end for its plots
             self._without_tensorboard(error)
 

@@ -18,7 +18,9 @@ def pick_device(wanted: str, ranks: Ranks) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
-        raise ConfigError(f"trainer.device={wanted} is no device", "", "type cpu, cuda or cuda:1") from error
+        raise ConfigError(
+            f"trainer.device={wanted} is no device", "", "type cpu, cuda or cuda:1"
+        ) from error
     if device.type != "cuda":
         return device
     index = ranks.local_rank if device.index is None else device.index

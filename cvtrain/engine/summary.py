@@ -65,9 +65,16 @@ def draw_curves(lines: list[dict[str, Any]], path: Path, *, primary: str) -> Non
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = (("loss", "loss", "log"), (primary, primary.replace("_", " "), "linear"), ("lr", "learning rate", "linear"))
+    panels = (
+        ("loss", "loss", "log"),
+        (primary, primary.replace("_", " "), "linear"),
+        ("lr", "learning rate", "linear"),
+    )
     for axes, (name, title, scale) in zip(figure.subplots(1, 3), panels, strict=True):
-        for key, style in ((f"train/{name}", {"color": "C0", "alpha": 0.7}), (f"val/{name}", {"color": "C1", "marker": "."})):
+        for key, style in (
+            (f"train/{name}", {"color": "C0", "alpha": 0.7}),
+            (f"val/{name}", {"color": "C1", "marker": "."}),
+        ):
             points = [(line["epoch"], line[key]) for line in lines if key in line]
             if points:
                 axes.plot(*zip(*points, strict=True), label=key.split("/")[0], **style)
@@ -81,30 +88,24 @@ def draw_curves(lines: list[dict[str, Any]], path: Path, *, primary: str) -> Non
 
 def table(summary: dict[str, Any], published: dict[str, Any], *, title: str, run_dir: Path) -> str:
     """The end of a run: ours, the paper's beside it, and where to look."""
-    rows = [("", "yours", "paper")]
-    for key, value in summary.items():
-        if key.startswith("val/"):
-            name = key.removeprefix("val/")
-            paper = published.get(name)
-            unit = " %" if name.endswith("_err") else ""
-            rows.append((
-                name,
-                f"{value:.4g}{unit}",
-                f"{paper:g}{unit}" if isinstance(paper, int | float) else "",
-            ))
-    best = next(key for key in summary if key.startswith("best/") and key.count("/") == 1)
-    rows.append((best, f"{summary[best]:.4g} %  (epoch {summary['best/epoch']:g})", ""))
-    lines = [f"{left:<14} {ours:>10}   {paper:>10}".rstrip() for left, ours, paper in rows]
+    names = [key.removeprefix("val/") for key in summary if key.startswith("val/")]
+    best = next(key for key in summary if key.startswith("best/"))
+    units = {name: " %" if name.endswith("_err") else "" for name in names}
+    rows = [("", "yours", "paper" if published else "")]
+    for name in names:
+        paper = f"{published[name]:g}{units[name]}" if name in published else ""
+        rows.append((name, f"{summary[f'val/{name}']:.4g}{units[name]}", paper))
+    unit = units.get(best.removeprefix("best/"), "")
+    rows.append((best, f"{summary[best]:.4g}{unit}", f"at epoch {summary['best/epoch']:g}"))
     minutes, seconds = divmod(round(summary["seconds"]), 60)
-    source = published.get("source")
-    return "\n".join([
+    lines = [
         "",
-        f"{title}: {summary['epochs']:g} epochs, {summary['steps']} steps, {minutes} min {seconds} s, "
-        f"{summary['parameters']:,} parameters",
-        *(f"  {line}" for line in lines),
-        *([f"  paper: {source}"] if source else []),
+        f"{title}: {summary['epochs']:g} epochs, {summary['steps']} steps, "
+        f"{minutes} min {seconds} s, {summary['parameters']:,} parameters",
+        *(f"  {left:<14} {ours:>10}  {paper:>10}".rstrip() for left, ours, paper in rows),
+        *([f"  paper    {published['source']}"] if "source" in published else []),
         f"  curves   {run_dir / 'curves.png'}",
         f"  weights  {run_dir / 'checkpoints' / 'best.pt'}",
         f"  browse   tensorboard --logdir {run_dir.parent}",
-        "",
-    ])
+    ]
+    return "\n".join(lines)

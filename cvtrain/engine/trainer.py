@@ -28,7 +28,7 @@ from cvtrain.seeding import seed_for
 
 
 class Trainer:
-    """Trains `parts` along `plan`; `about` (config text, class names, ...) goes into checkpoints."""
+    """Trains `parts` along `plan`; `about` (config text, class names) goes into checkpoints."""
 
     def __init__(
         self,
@@ -151,9 +151,7 @@ class Trainer:
                 counts[name] = counts.get(name, 0) + count
         return self.ranks.sum(counts)
 
-    def _mean(
-        self, pairs: dict[str, tuple[Tensor, Tensor]], counts: dict[str, Tensor]
-    ) -> Tensor:
+    def _mean(self, pairs: dict[str, tuple[Tensor, Tensor]], counts: dict[str, Tensor]) -> Tensor:
         """The loss: of each named one that carries a gradient, its sum over the global count."""
         # A count of 0 (no positive in the batch) comes with a sum of 0.
         return sum(  # type: ignore[return-value]
@@ -252,7 +250,11 @@ class Trainer:
             f"not finite: {figures}",
             f"step {step}{samples}",
             "lower optimizer.lr, type trainer.clip_norm=1 or look at the samples; "
-            + (f"last good checkpoint {self.checkpoints.folder / last}" if last else "nothing saved yet"),
+            + (
+                f"last good checkpoint {self.checkpoints.folder / last}"
+                if last
+                else "nothing saved yet"
+            ),
         )
 
     # State

@@ -94,10 +94,10 @@ class Run:
             if self.state is None:
                 log.info("resume: no checkpoint in %s yet, starting at step 0", self.path)
         changed = self._check_config()
-        if directory and self.state and not changed:
-            if directory.read_status().get("state") == "done":
-                log.info("finished already: %s", self.path)
-                return self._finished_figure()
+        done = directory is not None and directory.read_status().get("state") == "done"
+        if done and self.state and not changed:
+            log.info("finished already: %s", self.path)
+            return self._finished_figure()
         self._announce()
         parts = build_parts(self.config, device=self.device, ranks=self.ranks)
         stop.check()
@@ -123,8 +123,14 @@ class Run:
 
     def _announce(self) -> None:
         choices, sets = self.composed.choices, self.composed.recipe_sets
-        log.info("%s on %s, %s, %s: %s", choices["model"], choices["data"], self.device,
-                 self.config.trainer.precision, self.path)
+        log.info(
+            "%s on %s, %s, %s: %s",
+            choices["model"],
+            choices["data"],
+            self.device,
+            self.config.trainer.precision,
+            self.path,
+        )
         if choices["recipe"] != "none":
             words = " ".join(f"{key}={value}" for key, value in sets.items())
             log.info("recipe %s sets %s", choices["recipe"], words)
@@ -218,5 +224,7 @@ class Run:
 
     def _finished_figure(self) -> float | None:
         summary = json.loads((self.path / "summary.json").read_text())
-        name = next(k for k in summary if k.startswith("best/") and k not in ("best/step", "best/epoch"))
+        name = next(
+            k for k in summary if k.startswith("best/") and k not in ("best/step", "best/epoch")
+        )
         return summary.get(f"val/{name.removeprefix('best/')}")
