@@ -33,23 +33,26 @@ def main() -> None:
     except KeyboardInterrupt:  # before the run takes the signals over
         print("cvtrain: stopped before anything was written", file=sys.stderr)
         code = 130
-    sys.stdout.flush()
+    except BrokenPipeError:  # `cvtrain --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line; raises CvtrainError. Returns the exit code, 0."""
-    if not arguments or arguments[0] not in ("-h", "--help", "--version"):
-        flags, words = split_flags(arguments)
-        verb, overrides = split_verb(words)
-        if any(flag.split("=")[0] in HYDRA_FLAGS for flag in flags):
-            hydra_main(flags, overrides)
-        else:
-            job(overrides, extra_dir=extra_config_dir(flags), verb=verb)
-    elif arguments[0] == "--version":
-        print(f"cvtrain {__version__}")
-    else:
+    if {"-h", "--help"} & set(arguments):
         print(help_text())
+        return 0
+    if "--version" in arguments:
+        print(f"cvtrain {__version__}")
+        return 0
+    flags, words = split_flags(arguments)
+    verb, overrides = split_verb(words)
+    if any(flag.split("=")[0] in HYDRA_FLAGS for flag in flags):
+        hydra_main(flags, overrides)
+    else:
+        job(overrides, extra_dir=extra_config_dir(flags), verb=verb)
     return 0
 
 
@@ -118,7 +121,7 @@ def hydra_main(flags: list[str], overrides: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    from cvtrain.compose import COMPOSITION_ERRORS, explain
+    from cvtrain.compose import COMPOSITION_ERRORS, explain, with_recipe
 
     def sweep_job(_: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
@@ -129,6 +132,8 @@ def hydra_main(flags: list[str], overrides: list[str]) -> None:
 
     # An error must reach `main` as itself; without this Hydra prints its own text and exits 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if not {"-m", "--multirun"} & set(flags):  # --cfg and --info show what would run
+        overrides, *_ = with_recipe(overrides, extra_config_dir(flags))
     sys.argv = ["cvtrain", *flags, *overrides]
     decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     try:

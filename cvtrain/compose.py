@@ -62,26 +62,23 @@ def compose_config(
     `extra_dir` is the user's own tree of configs; `run_dir` replaces `hydra.run.dir` in a sweep.
     Raises ConfigError, naming the nearest valid key or choice.
     """
-    overrides = [_quote_path(text) for text in overrides]
-    typed = {key: value for key, _, value in (text.partition("=") for text in overrides)}
-    recipe = typed.get("recipe") or _recipe_of_the_pair(typed, extra_dir)
-    recipe_name, recipe_sets = _prepare_recipe(recipe, typed, extra_dir)
-    final = [text for text in overrides if not text.startswith("recipe=")]
-    final.append(f"recipe={recipe_name}")
+    final, recipe, sets = with_recipe(overrides, extra_dir)
     if extra_dir:
         final.append(f"hydra.searchpath=['file://{extra_dir.resolve()}']")
     with _hydra():
         try:
             cfg = compose("config", final, return_hydra_config=True)
-            if "task" not in typed and cfg.model.task != cfg.hydra.runtime.choices.task:
+            chosen = cfg.hydra.runtime.choices
+            if cfg.model.task != chosen.task and not any(o.startswith("task=") for o in final):
                 final.append(f"task={cfg.model.task}")  # the model's own, unless one was typed
                 cfg = compose("config", final, return_hydra_config=True)
             run_dir = run_dir or _run_dir(cfg)
-            choices = {**{g: str(cfg.hydra.runtime.choices[g]) for g in GROUPS}, "recipe": recipe}
+            choices = {**{group: str(chosen[group]) for group in GROUPS}, "recipe": recipe}
             OmegaConf.set_struct(cfg, False)
             del cfg["hydra"]
-            text = _text_without_secrets(cfg)
-            return Composed(to_config(cfg), text, run_dir, choices, recipe_sets)
+            # A debug choice, composed last, may have taken back what the recipe set.
+            held = {k: v for k, v in sets.items() if k in GROUPS or OmegaConf.select(cfg, k) == v}
+            return Composed(to_config(cfg), _text_without_secrets(cfg), run_dir, choices, held)
         except COMPOSITION_ERRORS as error:
             raise explain(error, overrides) from error
 
@@ -120,10 +117,12 @@ def _models_for(task: str) -> list[str]:
 
 def _quote_path(text: str) -> str:
     key, _, value = text.partition("=")
-    if key.lstrip("+") in PATH_KEYS and value and value[0] not in "'\"[" and value != "null":
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{key}='{escaped}'"
-    return text
+    quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
+    if key.lstrip("+") not in PATH_KEYS or quoted or value in ("", "null"):
+        return text
+    # Hydra reads a backslash as itself, except right before a quote.
+    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), value)
+    return f"{key}='{escaped}'"
 
 
 def _run_dir(cfg: DictConfig) -> Path:
@@ -132,6 +131,18 @@ def _run_dir(cfg: DictConfig) -> Path:
 
 
 # Recipes
+
+
+def with_recipe(
+    overrides: list[str], extra_dir: Path | None = None
+) -> tuple[list[str], str, dict[str, Any]]:
+    """What was typed, ready for Hydra and with its recipe; the recipe's name and what it sets."""
+    overrides = [_quote_path(text) for text in overrides]
+    typed = {key: value for key, _, value in (text.partition("=") for text in overrides)}
+    recipe = typed.get("recipe") or _recipe_of_the_pair(typed, extra_dir)
+    name, sets = _prepare_recipe(recipe, typed, extra_dir)
+    rest = [text for text in overrides if not text.startswith("recipe=")]
+    return [*rest, f"recipe={name}"], recipe, sets
 
 
 def _recipe_of_the_pair(typed: dict[str, str], extra_dir: Path | None) -> str:

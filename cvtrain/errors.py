@@ -59,6 +59,6 @@ class Stopped(CvtrainError):
 
 
 def nearest(word: str, names: list[str], value: str = "...") -> str:
-    """What to type for a wrong key: the nearest valid ones, else where to look."""
-    close = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
-    return "type " + " or ".join(f"{key}={value}" for key in close) if close else "see --cfg job"
+    """What to type for a wrong key: the nearest valid one, else where to look."""
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"type {close[0]}={value}" if close else "see every key by --cfg job"

@@ -55,7 +55,7 @@ def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
     if not path.exists() and not packed.exists():
         raise DataError(
             f"no {path.name} nor {packed.name}",
-            str(path.parent),
+            str(path.parent.absolute()),
             "put the four IDX files of MNIST there, or type data_dir=FOLDER (the one that holds "
             "MNIST/raw), or set CVTRAIN_DATA",
             name="NO-DATA",

@@ -30,9 +30,16 @@ log = logging.getLogger(__name__)
 def train(composed: Composed, overrides: list[str]) -> float | None:
     """Run a config to its end. Returns the primary figure, which a sweep optimises."""
     ranks = Ranks.from_environment()
-    level = logging.INFO if ranks.is_main else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    speak(logging.INFO if ranks.is_main else logging.WARNING)
     return Run(composed, overrides, ranks).run()
+
+
+def speak(level: int) -> None:
+    """Our messages, bare, to stderr; the root logger stays Hydra's or the caller's."""
+    ours = logging.getLogger("cvtrain")
+    ours.setLevel(level)
+    ours.propagate = False
+    ours.handlers = [logging.StreamHandler(sys.stderr)]
 
 
 class Run:
