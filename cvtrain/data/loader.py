@@ -5,6 +5,7 @@ are cut from one global order, then shared among the processes, then among the m
 """
 
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -104,6 +105,7 @@ class FileLoader:
             num_workers=workers,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals,
             collate_fn=getattr(dataset, "collate", default_collate),
             # The loader would otherwise draw its base seed from the global generator.
             generator=torch.Generator().manual_seed(0),
@@ -118,6 +120,12 @@ class FileLoader:
         batches = iter(self._loader)
         for _ in range(start, self.steps):
             yield tuple(next(batches) for _ in range(self.order.accumulate))
+
+
+def _leave_signals(_: int) -> None:
+    """A Ctrl-C reaches the whole group; the main process decides when its workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Plan:

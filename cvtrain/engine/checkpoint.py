@@ -36,6 +36,12 @@ class Checkpoints:
         if self.manifest_file.exists():
             self.manifest = json.loads(self.manifest_file.read_text())
 
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint that is listed."""
+        name = self.manifest["last"]
+        return self.folder / name if name else None
+
     def clean(self) -> None:
         """Remove what a killed process left: temporary files and checkpoints never listed."""
         for file in self.folder.glob(".*.tmp"):

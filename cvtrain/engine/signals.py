@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask for an end; the step under way is finished and saved first."""
+"""SIGTERM and SIGINT ask for an end: at once before the first step, later after the step's save."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signum = 0
+        self._training = False
 
     def __bool__(self) -> bool:
         return bool(self.signum)
 
-    def check(self) -> None:
-        """Raise Stopped where nothing has been trained yet."""
-        if self.signum:
-            raise Stopped(f"stopped by {self.name} before the first step", signum=self.signum)
+    def finish_the_step(self) -> None:
+        """From here on a signal only sets the flag, which the loop reads between two steps."""
+        self._training = True
 
     @property
     def name(self) -> str:
@@ -31,6 +31,8 @@ class StopFlag:
         if self.signum:
             os._exit(128 + signum)
         self.signum = signum
+        if not self._training:  # reading data, building: there is nothing to save
+            raise Stopped(f"stopped by {self.name} before the first step", signum=signum)
 
     @contextmanager
     def listening(self) -> Iterator["StopFlag"]:

@@ -22,7 +22,7 @@ from cvtrain.engine.logs import Logs
 from cvtrain.engine.plan import Parts, Plan, Position
 from cvtrain.engine.rundir import RunDir
 from cvtrain.engine.signals import StopFlag
-from cvtrain.engine.watch import FiniteWatch
+from cvtrain.engine.watch import FiniteWatch, non_finite_error
 from cvtrain.errors import NonFiniteError
 from cvtrain.seeding import seed_for
 
@@ -62,7 +62,7 @@ class Trainer:
         self.position = Position()
         self.window: dict[str, Tensor] = {}
         self.grad_norm = torch.tensor(0.0)
-        self.new_best = self.stopped = False
+        self.new_best = self.stopped = self.time_is_up = False
         self.images_per_sec: float | None = None
 
     # The run
@@ -73,6 +73,7 @@ class Trainer:
         self.logs.open(
             step=position.step, evaluated_at=position.evaluated_at, total=self.plan.total
         )
+        self.stop.finish_the_step()
         self.clock = time.perf_counter()
         self.window_clock, self.window_step = self.clock, position.step
         self.boundary()
@@ -91,8 +92,8 @@ class Trainer:
         patience = self.config.early_stop
         return (
             self.stopped
+            or self.time_is_up
             or (plan.total is not None and position.step >= plan.total)
-            or (plan.seconds is not None and position.seconds >= plan.seconds)
             or (patience is not None and position.waited >= patience)
         )
 
@@ -101,6 +102,8 @@ class Trainer:
         position, plan = self.position, self.plan
         self._tick()
         self.stopped = self.ranks.any(bool(self.stop), self.device)
+        if plan.seconds is not None:
+            self.time_is_up = self.ranks.any(position.seconds >= plan.seconds, self.device)
         at_end = self.finished and not self.stopped
         if position.step and self.window and (at_end or position.step % plan.log_every == 0):
             self.log()
@@ -163,18 +166,22 @@ class Trainer:
     # Figures
 
     def _add(self, pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
-        self.loss_names = [name for name, (total, _) in pairs.items() if total.requires_grad]
         for name, (total, count) in pairs.items():
-            for key, value in ((f"{name}/sum", total), (f"{name}/count", count)):
+            kind = "loss" if total.requires_grad else "figure"
+            for key, value in ((f"{name}/{kind}", total), (f"{name}/count", count)):
                 self.window[key] = self.window.get(key, 0) + value.detach().double()
 
     def log(self) -> None:
         """Means since the last log point; the one place where training waits for the device."""
         position, plan = self.position, self.plan
         totals = {key: value.item() for key, value in self.ranks.sum(self.window).items()}
-        names = [key.removesuffix("/sum") for key in totals if key.endswith("/sum")]
-        values = {f"train/{n}": totals[f"{n}/sum"] / (totals[f"{n}/count"] or 1) for n in names}
-        values["train/loss"] = sum(values[f"train/{name}"] for name in self.loss_names)
+        values, loss = {}, 0.0
+        for key in totals:
+            name, _, kind = key.rpartition("/")
+            if kind != "count":
+                values[f"train/{name}"] = totals[key] / (totals[f"{name}/count"] or 1)
+                loss += values[f"train/{name}"] if kind == "loss" else 0
+        values["train/loss"] = loss
         values["train/lr"] = self.parts.optimizer.param_groups[0]["lr"]
         values["train/grad_norm"] = self.grad_norm.item()
         seconds = time.perf_counter() - self.window_clock
@@ -241,21 +248,8 @@ class Trainer:
         return self._error(step, values, ids)
 
     def _error(self, step: int, values: dict[str, float], ids: list[int]) -> NonFiniteError:
-        figures = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
-        names = [self.parts.source.name_of(index) for index in ids]
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        samples = f", samples {' '.join(names[:8])}{more}" if names else ""
-        last = self.checkpoints.manifest["last"]
-        return NonFiniteError(
-            f"not finite: {figures}",
-            f"step {step}{samples}",
-            "lower optimizer.lr, type trainer.clip_norm=1 or look at the samples; "
-            + (
-                f"last good checkpoint {self.checkpoints.folder / last}"
-                if last
-                else "nothing saved yet"
-            ),
-        )
+        samples = [self.parts.source.name_of(index) for index in ids]
+        return non_finite_error(values, step=step, samples=samples, saved=self.checkpoints.last)
 
     # State
 

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cvtrain.errors import NonFiniteError
 
 
 @dataclass
@@ -44,3 +47,18 @@ class FiniteWatch:
             flag.copied.synchronize()
         if not flag.finite.item():
             raise flag.report()
+
+
+def non_finite_error(
+    values: dict[str, float], *, step: int, samples: list[str], saved: Path | None
+) -> NonFiniteError:
+    """The figures of the step, the samples behind them, and what is there to go back to."""
+    figures = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+    more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
+    names = f", samples {' '.join(samples[:8])}{more}" if samples else ""
+    return NonFiniteError(
+        f"not finite: {figures}",
+        f"step {step}{names}",
+        "lower optimizer.lr, type trainer.clip_norm=1, or look at the samples; "
+        + (f"the last good checkpoint is {saved}" if saved else "nothing was saved yet"),
+    )

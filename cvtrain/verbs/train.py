@@ -84,7 +84,7 @@ class Run:
     def _record(self, directory: RunDir, error: BaseException) -> None:
         """The outcome, or no trace of a run that was refused or stopped before its first step."""
         code = error.code if isinstance(error, CvtrainError) else 1
-        trained = Checkpoints(directory.path).manifest["last"] is not None
+        trained = Checkpoints(directory.path).last is not None
         if code == 2 or (isinstance(error, Stopped) and not trained):
             directory.discard()
             return
@@ -107,7 +107,6 @@ class Run:
             return self._finished_figure()
         self._announce()
         parts = build_parts(self.config, device=self.device, ranks=self.ranks)
-        stop.check()
         trainer = self._trainer(parts, directory, checkpoints, stop)
         self._begin(trainer, changed)
         if directory:
