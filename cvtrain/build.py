@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from cvtrain.config import Config, Duration, SchedulerConfig, Unit
+from cvtrain.config import ALLOWED_PACKAGES, Config, Duration, SchedulerConfig, Unit, below
 from cvtrain.data.arrays import Arrays
 from cvtrain.data.augment import ArrayTransform
 from cvtrain.data.loader import ArrayLoader, FileLoader, Loader, Order
@@ -26,14 +26,13 @@ from cvtrain.data.source import Source
 from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.plan import Parts, Plan
 from cvtrain.engine.schedule import Schedule
-from cvtrain.errors import ConfigError, nearest
+from cvtrain.errors import ConfigError, nearest, refused_target
 from cvtrain.models.zoo import torchvision_model
 from cvtrain.seeding import seed_for
 from cvtrain.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
-ALLOWED = ("cvtrain", "torch.nn", "torch.optim", "torchvision.models", "torchvision.transforms")
 FACTORIES: tuple[Callable[..., Any], ...] = (torchvision_model,)
 
 
@@ -49,32 +48,19 @@ def resolve(target: object, kind: type | tuple[type, ...], trust: list[str]) -> 
     """
     name = str(target)
     path, _, attribute = name.rpartition(".")
-    allowed = (*ALLOWED, *trust)
-    if not _below(path, allowed):
-        raise _refused(name, f"it is not below {', '.join(allowed)}")
+    allowed = (*ALLOWED_PACKAGES, *trust)
+    if not below(path, allowed):
+        raise refused_target(name, f"it is not below {', '.join(allowed)}")
     try:
         found = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError) as error:
-        raise _refused(name, str(error)) from error
-    if isinstance(found, ModuleType) or not _below(getattr(found, "__module__", ""), allowed):
-        raise _refused(name, "it is defined elsewhere")
+        raise refused_target(name, str(error)) from error
+    if isinstance(found, ModuleType) or not below(getattr(found, "__module__", ""), allowed):
+        raise refused_target(name, "it is defined elsewhere")
     if found in FACTORIES or (isinstance(found, type) and issubclass(found, kind)):
         return found
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    raise _refused(name, f"it is no {' or '.join(k.__name__ for k in kinds)}")
-
-
-def _below(path: str, packages: tuple[str, ...]) -> bool:
-    return any(path == package or path.startswith(f"{package}.") for package in packages)
-
-
-def _refused(name: str, why: str) -> ConfigError:
-    return ConfigError(
-        f"_target_ {name} is refused: {why}",
-        "",
-        "name a class of an allowed package, or type trust=[your_package] for one of yours",
-        name="TARGET",
-    )
+    raise refused_target(name, f"it is no {' or '.join(k.__name__ for k in kinds)}")
 
 
 def make(

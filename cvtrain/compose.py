@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cvtrain import config as schema
-from cvtrain.config import GROUPS, config_dir, options
-from cvtrain.errors import ConfigError, nearest
+from cvtrain.config import ALLOWED_PACKAGES, GROUPS, bad_targets, config_dir, options
+from cvtrain.errors import ConfigError, nearest, refused_target
 
 # Their right-hand sides are paths, which Hydra's grammar would refuse for a bracket or a space.
 PATH_KEYS = ("data_dir", "data.root", "resume", "init.weights", "hydra.run.dir")
@@ -86,6 +86,8 @@ def compose_config(
 def to_config(cfg: DictConfig) -> schema.Config:
     """The typed, range-checked form of a composed config."""
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    if bad := bad_targets(_flat(plain), plain.get("trust") or []):
+        raise refused_target(bad[0], f"it is not below {', '.join(ALLOWED_PACKAGES)}")
     for item in fields(schema.Config):
         if isinstance(plain.get(item.name), dict) and isinstance(item.type, type):
             ours = schema.open_keys(item.type)

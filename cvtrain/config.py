@@ -10,6 +10,26 @@ from typing import Any
 from cvtrain.errors import ConfigError
 
 GROUPS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "eval", "recipe", "debug")
+# What a `_target_` may lead below; `trust=[package]` adds the user's own.
+ALLOWED_PACKAGES = (
+    "cvtrain",
+    "torch.nn",
+    "torch.optim",
+    "torchvision.models",
+    "torchvision.transforms",
+)
+
+
+def below(name: str, parents: list[str] | tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of `parents` or inside one."""
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def bad_targets(flat: dict[str, Any], trust: list[str]) -> list[str]:
+    """`key=value` of each `_target_` whose very name is outside; build.py checks the object too."""
+    allowed = (*ALLOWED_PACKAGES, *trust)
+    targets = {key: str(value) for key, value in flat.items() if key.endswith("_target_")}
+    return [f"{key}={name}" for key, name in targets.items() if not below(name, allowed)]
 
 
 def config_dir() -> Path:

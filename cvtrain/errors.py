@@ -62,3 +62,13 @@ def nearest(word: str, names: list[str], value: str = "...") -> str:
     """What to type for a wrong key: the nearest valid one, else where to look."""
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"type {close[0]}={value}" if close else "see every key by --cfg job"
+
+
+def refused_target(name: str, why: str) -> ConfigError:
+    """A `_target_` that leads where no config may."""
+    return ConfigError(
+        f"_target_ {name} is refused: {why}",
+        "",
+        "name a class of an allowed package, or type trust=[your_package] for one of yours",
+        name="TARGET",
+    )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cvtrain.compose import flatten
+from cvtrain.config import bad_targets, below
 from cvtrain.engine.checkpoint import read_checkpoint
 from cvtrain.errors import CheckpointError, ConfigError
 
@@ -50,17 +51,23 @@ def changed_keys(stored: str, text: str, *, allow: list[str], trust: list[str]) 
     stored config names what no config may.
     """
     old, new = flatten(stored), flatten(text)
-    _check_targets(old, trust)
+    if bad := bad_targets(old, trust):
+        raise CheckpointError(
+            "its config names what no config may",
+            bad[0],
+            "do not load it; nothing of it was imported",
+            name="TARGET",
+        )
     differing = {
         key: f"{old.get(key, 'not set')} -> {new.get(key, 'not set')}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _below(key, FREE)
+        if old.get(key) != new.get(key) and not below(key, FREE)
     }
     duration = (old.get("trainer.duration"), new.get("trainer.duration"))
     refused = [
         f"{key}: {change}"
         for key, change in differing.items()
-        if not _below(key, allow)
+        if not below(key, allow)
         # A schedule as long as the run follows the run.
         and not ("trainer.duration" in allow and (old.get(key), new.get(key)) == duration)
     ]
@@ -73,23 +80,6 @@ def changed_keys(stored: str, text: str, *, allow: list[str], trust: list[str]) 
             name="RESUME-CHANGED",
         )
     return differing
-
-
-def _below(key: str, prefixes: list[str] | tuple[str, ...]) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
-
-
-def _check_targets(stored: dict[str, Any], trust: list[str]) -> None:
-    for key, value in stored.items():
-        if key.split(".")[-1] == "_target_":
-            allowed = (*PACKAGES, *(f"{package}." for package in trust))
-            if not str(value).startswith(allowed):
-                raise CheckpointError(
-                    f"its config names {value}",
-                    key,
-                    "do not load it; nothing of it was imported",
-                    name="TARGET",
-                )
 
 
 def check_same(name: str, old: Any, new: Any, *, allow: list[str]) -> None:

@@ -113,7 +113,7 @@ def draw_scene(
 
 
 def _colour(rng: Generator) -> FloatArray:
-    """A random colour (3,) in 0..1 of random saturation, so greys are as likely as bright ones."""
+    """A random colour (3,) in 0..1 of random saturation, from grey to vivid."""
     colour = rng.random(3)
     return colour + rng.random() * (colour.mean() - colour)
 
