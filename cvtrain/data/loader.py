@@ -55,7 +55,8 @@ class Order:
         for step in range(start, self.steps):
             together = order[step * self.batch_size : (step + 1) * self.batch_size]
             mine = together.tensor_split(self.world_size)[self.rank]
-            yield mine.tensor_split(self.accumulate)
+            # The last batch of an evaluation may have nothing for this process.
+            yield tuple(part for part in mine.tensor_split(self.accumulate) if len(part))
 
 
 class ArrayLoader:
@@ -112,14 +113,13 @@ class FileLoader:
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, ...]]:
+        steps = list(self.order.indices(epoch, start))
         self._plan[:] = [
-            [(epoch, index) for index in part.tolist()]
-            for parts in self.order.indices(epoch, start)
-            for part in parts
+            [(epoch, index) for index in part.tolist()] for parts in steps for part in parts
         ]
         batches = iter(self._loader)
-        for _ in range(start, self.steps):
-            yield tuple(next(batches) for _ in range(self.order.accumulate))
+        for parts in steps:
+            yield tuple(next(batches) for _ in parts)
 
 
 def _leave_signals(_: int) -> None:

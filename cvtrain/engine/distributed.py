@@ -54,7 +54,8 @@ class Ranks:
         if self.world_size == 1 or not values:
             return values
         names = sorted(values)
-        together = torch.stack([values[name].detach().double() for name in names])
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        together = torch.stack([values[name].detach().double().to(device) for name in names])
         dist.all_reduce(together)
         return dict(zip(names, together.unbind(), strict=True))
 

@@ -41,14 +41,14 @@ class Classification(Task):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         logits = model(batch.images).float()
         wrong = topk_wrong(logits.detach(), batch.labels, 1)
-        samples = self._samples(batch)
+        samples = self.samples(batch)
         return {
-            "loss": (self.cross_entropy(logits, batch.labels), self._weight(batch)),
+            "loss": (self.cross_entropy(logits, batch.labels), self.weight(batch)),
             "top1_err": (100 * wrong, samples),
         }
 
     def counts(self, model: nn.Module, batch: ClassificationBatch) -> dict[str, Tensor]:
-        return {"loss": self._weight(batch), "top1_err": self._samples(batch)}
+        return {"loss": self.weight(batch), "top1_err": self.samples(batch)}
 
     def predict(self, model: nn.Module, batch: ClassificationBatch) -> Tensor:
         return model(batch.images).float()
@@ -70,12 +70,12 @@ class Classification(Task):
             reduction="sum",
         )
 
-    def _samples(self, batch: ClassificationBatch) -> Tensor:
+    def samples(self, batch: ClassificationBatch) -> Tensor:
         return torch.tensor(float(len(batch.labels)), device=batch.labels.device)
 
-    def _weight(self, batch: ClassificationBatch) -> Tensor:
+    def weight(self, batch: ClassificationBatch) -> Tensor:
         if self.class_weights is None:
-            return self._samples(batch)
+            return self.samples(batch)
         return self.class_weights.to(batch.labels.device)[batch.labels].sum()
 
 
@@ -84,18 +84,19 @@ class ClassificationEvaluator:
 
     def __init__(self, task: Classification) -> None:
         self.task = task
-        self.totals: dict[str, Tensor] = {}
+        names = ("samples", "top1_wrong", "top5_wrong", "loss_sum", "weight")
+        self.totals = {name: torch.zeros((), dtype=torch.float64) for name in names}
 
     def update(self, predictions: Tensor, batch: ClassificationBatch) -> None:
-        self._add("samples", self.task._samples(batch))
+        self._add("samples", self.task.samples(batch))
         self._add("top1_wrong", topk_wrong(predictions, batch.labels, 1))
         self._add("top5_wrong", topk_wrong(predictions, batch.labels, 5))
         self._add("loss_sum", self.task.cross_entropy(predictions, batch.labels))
-        self._add("weight", self.task._weight(batch))
+        self._add("weight", self.task.weight(batch))
 
     def _add(self, name: str, value: Tensor) -> None:
-        value = value.to("cpu" if value.device.type == "mps" else value.device, torch.float64)
-        self.totals[name] = self.totals.get(name, 0) + value
+        # A zero-dimensional tensor of the CPU joins one of any device: nothing waits for a GPU.
+        self.totals[name] = self.totals[name] + value.double()
 
     def compute(self) -> dict[str, float]:
         total = {name: value.item() for name, value in self.totals.items()}
