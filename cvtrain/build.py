@@ -8,6 +8,7 @@ only its name.
 import importlib
 import inspect
 import logging
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -101,8 +102,8 @@ def build_parts(config: Config, *, device: torch.device, ranks: Ranks) -> Parts:
     torch.manual_seed(seed_for(config.seed, "init"))
     target = resolve(config.model.args.get("_target_"), nn.Module, trust)
     # A network that takes no number of channels was made for RGB: grey images are repeated.
-    grey = "in_channels" in inspect.signature(target).parameters
-    channels = source.info.channels if grey else 3
+    any_channels = "in_channels" in inspect.signature(target).parameters
+    channels = source.info.channels if any_channels else 3
     sizes = {"num_classes": classes, "in_channels": channels, "image_size": size}
     model = make(config.model.args, nn.Module, key="model", trust=trust, **sizes)
     layout = torch.channels_last if config.trainer.channels_last else torch.preserve_format
@@ -116,14 +117,8 @@ def build_parts(config: Config, *, device: torch.device, ranks: Ranks) -> Parts:
     task = make(config.task.args, Task, key="task", trust=trust, num_classes=classes)
     optimizer = _optimizer(config, model)
     schedule = _schedule(config.scheduler, train.steps, trust)
-    log.info(
-        "input %dx%dx%d, %d classes, %s parameters",
-        channels,
-        size,
-        size,
-        classes,
-        f"{sum(p.numel() for p in model.parameters()):,}",
-    )
+    count = f"{sum(p.numel() for p in model.parameters()):,}"
+    log.info(f"input {channels}x{size}x{size}, {classes} classes, {count} parameters")
     return Parts(source, train, val, transform, model, task, optimizer, schedule)
 
 
@@ -168,7 +163,7 @@ def _loaders(
         if isinstance(split, Dataset):
             workers = config.trainer.workers
             if workers is None:  # on the CPU the network needs the cores itself
-                workers = 0 if device.type == "cpu" else min(8, (torch.get_num_threads() or 2) - 1)
+                workers = 0 if device.type == "cpu" else min(8, len(os.sched_getaffinity(0)) - 1)
             pin = device.type == "cuda"
             loaders.append(FileLoader(split, order, workers=workers, pin_memory=pin))
         else:
@@ -202,39 +197,23 @@ def _optimizer(config: Config, model: nn.Module) -> Optimizer:
 
 
 def _schedule(config: SchedulerConfig, steps_per_epoch: int, trust: list[str]) -> Schedule:
-    def in_steps(value: Any, key: str) -> Any:
-        if isinstance(value, list):
-            return [in_steps(item, key) for item in value]
-        if not isinstance(value, str):
-            return value
-        length = Duration.parse(value, key)
-        if length.unit is Unit.minutes:
-            raise ConfigError(
-                f"{key}={value}: this schedule needs the length of the run in steps",
-                "",
-                "type trainer.duration=20ep, or scheduler=constant",
-            )
-        return length.steps(steps_per_epoch)
-
-    arguments = {
-        name: value if name == "_target_" else in_steps(value, f"scheduler.{name}")
-        for name, value in config.args.items()
+    arguments = {name: _in_steps(value, steps_per_epoch) for name, value in config.args.items()}
+    arguments |= {
+        "_target_": config.args.get("_target_"),
+        "warmup": _in_steps(config.warmup, steps_per_epoch),
+        "warmup_from": config.warmup_from,
+        "warmup_shape": config.warmup_shape,
     }
-    if config.warmup_shape not in ("linear", "constant"):
-        raise ConfigError(
-            f"scheduler.warmup_shape={config.warmup_shape}", "", "type linear or constant"
-        )
-    return make(
-        {
-            **arguments,
-            "warmup": in_steps(config.warmup, "scheduler.warmup"),
-            "warmup_from": config.warmup_from,
-            "warmup_shape": config.warmup_shape,
-        },
-        Schedule,
-        key="scheduler",
-        trust=trust,
-    )
+    return make(arguments, Schedule, key="scheduler", trust=trust)
+
+
+def _in_steps(value: Any, steps_per_epoch: int) -> Any:
+    """Durations, which are the strings of a schedule's arguments, as optimizer steps."""
+    if isinstance(value, list):
+        return [_in_steps(item, steps_per_epoch) for item in value]
+    if not isinstance(value, str) or not (duration := Duration.match(value)):
+        return value
+    return duration.steps(steps_per_epoch)
 
 
 def build_plan(config: Config, steps_per_epoch: int) -> Plan:

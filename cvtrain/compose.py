@@ -39,7 +39,8 @@ class Composed:
     text: str
     run_dir: Path
     choices: dict[str, str]
-    recipe_sets: dict[str, Any]  # what the recipe set and the command line left alone
+    recipe_sets: dict[str, Any]  # what the recipe set and neither command line nor debug changed
+    extra_dir: Path | None  # the user's own tree of configs
 
 
 @contextmanager
@@ -78,7 +79,8 @@ def compose_config(
             del cfg["hydra"]
             # A debug choice, composed last, may have taken back what the recipe set.
             held = {k: v for k, v in sets.items() if k in GROUPS or OmegaConf.select(cfg, k) == v}
-            return Composed(to_config(cfg), _text_without_secrets(cfg), run_dir, choices, held)
+            text = _text_without_secrets(cfg)
+            return Composed(to_config(cfg), text, run_dir, choices, held, extra_dir)
         except COMPOSITION_ERRORS as error:
             raise explain(error, overrides) from error
 

@@ -62,6 +62,11 @@ class Switch(StrEnum):
     no = "no"
 
 
+class WarmupShape(StrEnum):
+    linear = "linear"
+    constant = "constant"
+
+
 class Unit(StrEnum):
     epochs = "ep"
     steps = "st"
@@ -77,14 +82,20 @@ class Duration:
 
     @classmethod
     def parse(cls, text: object, key: str, *, units: tuple[Unit, ...] = tuple(Unit)) -> "Duration":
+        """Raises ConfigError for what is no duration, or is not in one of `units`."""
         names = " or ".join(f"{key}=20{unit}" for unit in units)
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st|min)", str(text).strip())
-        if not match:
+        duration = cls.match(str(text))
+        if duration is None:
             raise ConfigError(f"{key}={text} is not a duration", "", f"type a unit: {names}")
-        value, unit = float(match[1]), Unit(match[2])
-        if unit not in units:
-            raise ConfigError(f"{key}={text} cannot be in {unit.name} here", "", f"type {names}")
-        return cls(value, unit)
+        if duration.unit not in units:
+            unit = duration.unit.name
+            raise ConfigError(f"{key}={text} cannot be in {unit} here", "", f"type {names}")
+        return duration
+
+    @classmethod
+    def match(cls, text: str) -> "Duration | None":
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st|min)", text.strip())
+        return cls(float(found[1]), Unit(found[2])) if found else None
 
     def steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps; a duration in minutes has none."""
@@ -137,7 +148,7 @@ class OptimizerConfig:
 class SchedulerConfig:
     warmup: str = timespan("0st")
     warmup_from: float = number(0.0, low=0, high=1)  # times the rate, at step 0
-    warmup_shape: str = "linear"  # linear | constant
+    warmup_shape: WarmupShape = WarmupShape.linear
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -233,6 +244,8 @@ ARGUMENT_RANGES = {
     "optimizer.eps": {"low": 0},
     "scheduler.gamma": {"low": 0},
 }
+# What a schedule takes as a length: a bare number would be steps to one reader, epochs to another.
+SPANS = [["scheduler", name] for name in ("step_size", "milestones", "T_max", "total", "every")]
 
 
 def _check_arguments(arguments: Any, prefix: str) -> None:
@@ -241,6 +254,8 @@ def _check_arguments(arguments: Any, prefix: str) -> None:
         key = f"{prefix}{name}"
         if isinstance(value, dict | list):
             _check_arguments(value, f"{key}.")
+        elif key.split(".")[:2] in SPANS:
+            Duration.parse(value, key, units=STEP_UNITS)
         elif isinstance(value, float) or key in ARGUMENT_RANGES:
             if key in ARGUMENT_RANGES and not isinstance(value, int | float):
                 raise ConfigError(f"{key}={value} is not a number", "", f"type {key}=0.1")

@@ -78,15 +78,13 @@ class Affine(ArrayTransform):
         degrees, shift_x, shift_y, scale_x, scale_y, shear = drawn.unbind(1)
         angle, lean = degrees * (math.pi / 180), torch.tan(shear * (math.pi / 180))
         cos, sin = torch.cos(angle), torch.sin(angle)
-        # From an output position to the input position it shows, both in -1..1.
-        wide, high = 1 / (1 + scale_x), 1 / (1 + scale_y)
-        theta = torch.stack(
-            [
-                torch.stack([cos * wide, (lean * cos - sin) * wide, shift_x * 2 / width], 1),
-                torch.stack([sin * high, (lean * sin + cos) * high, shift_y * 2 / height], 1),
-            ],
-            1,
+        # From an output position to the input position it shows, both in -1..1 of their own side.
+        wide, high, ratio = 1 / (1 + scale_x), 1 / (1 + scale_y), height / width
+        rows = (
+            (cos * wide, (lean * cos - sin) * wide * ratio, shift_x * 2 / width),
+            (sin * high / ratio, (lean * sin + cos) * high, shift_y * 2 / height),
         )
+        theta = torch.stack([torch.stack(row, 1) for row in rows], 1)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         moved = F.grid_sample(images.float(), grid, padding_mode="zeros", align_corners=False)
         return moved.round_().to(torch.uint8)

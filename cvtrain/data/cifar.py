@@ -96,6 +96,8 @@ def read_binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _checked(path: Path, pixels: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shape = getattr(pixels, "shape", None)
+    if labels.ndim != 1 or not labels.size:
+        raise _unreadable(path, "holds no list of labels")
     if shape != (len(labels), PIXELS) or pixels.dtype != np.uint8:
         raise _unreadable(path, f"holds pixels of shape {shape} for {len(labels)} labels")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() > 9:

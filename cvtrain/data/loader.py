@@ -25,6 +25,9 @@ class Loader(Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, ...]]:
         """The micro-batches of each step from `start` on, without reading what came before."""
 
+    def close(self) -> None:
+        """End the processes that read, if there are any."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -76,6 +79,9 @@ class ArrayLoader:
                 for part in parts
             )
 
+    def close(self) -> None:
+        pass
+
 
 class _Seeded(Dataset):
     """Seeds the global generators for each sample, so that any worker gives the same one."""
@@ -121,9 +127,12 @@ class FileLoader:
         for parts in steps:
             yield tuple(next(batches) for _ in parts)
 
+    def close(self) -> None:
+        del self._loader  # its iterator ends the workers in good order
+
 
 def _leave_signals(_: int) -> None:
-    """A Ctrl-C reaches the whole group; the main process decides when its workers end."""
+    """Signals to the whole group are the main process's to answer: it ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

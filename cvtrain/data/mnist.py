@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,12 @@ def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
         )
     try:
         data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {error}", str(packed), "fetch the file anew") from error
-    shape = tuple(np.frombuffer(data[4 : 4 + 4 * dimensions], ">u4").tolist())
+    # Magic number: two zero bytes, 0x08 for unsigned bytes, the number of dimensions; the sizes.
     start = 4 + 4 * dimensions
-    # Magic number: two zero bytes, 0x08 for unsigned bytes, the number of dimensions.
-    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) - start != math.prod(shape):
+    whole = len(data) >= start and data[:4] == bytes([0, 0, 8, dimensions])
+    shape = tuple(np.frombuffer(data[4:start], ">u4").tolist()) if whole else ()
+    if not whole or len(data) - start != math.prod(shape):
         raise DataError("not the IDX file it is named", str(path), "fetch the file anew")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()

@@ -1,5 +1,6 @@
 """`shapes`, the embedded default: an image folder that is drawn on first use, then read as any."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,9 @@ from cvtrain.data.batch import DataInfo
 from cvtrain.data.image_folder import ImageFolder
 from cvtrain.data.shapes_draw import draw_folder
 from cvtrain.data.source import Source
+from cvtrain.errors import MachineError
+
+log = logging.getLogger(__name__)
 
 
 class Shapes(Source):
@@ -26,13 +30,7 @@ class Shapes(Source):
         # Named by what is drawn, so that another size never meets this one's images.
         self.folder = Path(root) / f"{size}px-{train_per_class}-{val_per_class}"
         if not self.folder.is_dir():
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            draw_folder(
-                self.folder,
-                size=size,
-                train_per_class=train_per_class,
-                val_per_class=val_per_class,
-            )
+            self._draw(train_per_class, val_per_class)
         train = ImageFolder(self.folder / "train", size=size)
         self._files = train.files
         self.info = DataInfo(
@@ -42,6 +40,23 @@ class Shapes(Source):
             image_size=size,
             fingerprint=train.fingerprint(),
         )
+
+    def _draw(self, train_per_class: int, val_per_class: int) -> None:
+        log.info("drawing %d images into %s", 8 * (train_per_class + val_per_class), self.folder)
+        try:
+            draw_folder(
+                self.folder,
+                size=self.size,
+                train_per_class=train_per_class,
+                val_per_class=val_per_class,
+            )
+        except OSError as error:
+            raise MachineError(
+                f"cannot draw the data set: {error.strerror}",
+                str(self.folder.absolute()),
+                "type data.root=FOLDER for one that is writable",
+                name="NOT-WRITABLE",
+            ) from error
 
     def train(self, augment: list[Any]) -> ImageFolder:
         return ImageFolder(self.folder / "train", size=self.size, augment=augment)

@@ -159,8 +159,9 @@ def draw_folder(
     Raises InterruptedError once `stopped()` is true, and OSError if `root` cannot be written or
     is something other than a data set.
     """
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
+    # Beside the first folder that is to be made, so that nothing is left of a draw that ends early.
+    place = next(folder for folder in root.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=place) as scratch:
         # One level down, since the scratch directory itself is readable by its owner only.
         draft = Path(scratch) / root.name
         for split, count in (("train", train_per_class), ("val", val_per_class)):
@@ -171,6 +172,7 @@ def draw_folder(
                     if stopped():
                         raise InterruptedError(f"stopped while drawing {root}")
                     image.save(folder / f"{number:04d}.jpg", quality=90)
+        root.parent.mkdir(parents=True, exist_ok=True)
         try:
             draft.rename(root)
         except OSError:

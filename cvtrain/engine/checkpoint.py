@@ -103,11 +103,12 @@ class Checkpoints:
         are bad.
         """
         files = self.manifest["files"]
-        for name in sorted(files, key=lambda file: files[file]["step"], reverse=True):
+        oldest_first = sorted(files, key=lambda file: files[file]["step"])
+        for name in oldest_first[::-1]:
             try:
                 return read_checkpoint(self.folder / name)
             except CheckpointError as error:
-                if error.name != "CKPT-CORRUPT":
+                if error.name not in ("CKPT-CORRUPT", "CKPT-MISSING"):
                     raise
                 log.warning("warning: %s; trying the one before", error)
         if files:

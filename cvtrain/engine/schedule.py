@@ -146,8 +146,8 @@ class PlateauLR(Schedule):
 
     def observe(self, value: float) -> None:
         state = self.state
-        gain = self.threshold * abs(value)
-        if value < state["best"] - gain:
+        best = state["best"]
+        if not math.isfinite(best) or value < best - self.threshold * abs(best):
             state.update(best=value, waited=0.0)
             return
         state["waited"] += 1

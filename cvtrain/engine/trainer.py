@@ -5,6 +5,7 @@ random numbers from (seed, n), sets its rate from n: nothing depends on how the 
 killed run that is resumed ends with the same bits.
 """
 
+import math
 import time
 from typing import Any
 
@@ -22,7 +23,7 @@ from cvtrain.engine.logs import Logs
 from cvtrain.engine.plan import Parts, Plan, Position
 from cvtrain.engine.rundir import RunDir
 from cvtrain.engine.signals import StopFlag
-from cvtrain.engine.watch import FiniteWatch, non_finite_error
+from cvtrain.engine.watch import FiniteWatch, non_finite_error, non_finite_tensor
 from cvtrain.errors import NonFiniteError
 from cvtrain.seeding import seed_for
 
@@ -289,6 +290,9 @@ class Trainer:
         """Write a checkpoint, on the main process; nothing that is not finite is ever written."""
         self.watch.check()
         state = self.state()
+        # An update can overflow where loss and gradient did not.
+        if bad := non_finite_tensor(state):
+            raise self._error(self.position.step, {bad: math.nan}, [])
         if self.run is not None:  # the main process
             path = self.checkpoints.save(state, step=self.position.step, best=self.new_best)
             self.run.status(step=self.position.step, epoch=self.epoch, last_checkpoint=path.name)

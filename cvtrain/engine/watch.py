@@ -62,3 +62,15 @@ def non_finite_error(
         "lower optimizer.lr, type trainer.clip_norm=1, or look at the samples; "
         + (f"the last good checkpoint is {saved}" if saved else "nothing was saved yet"),
     )
+
+
+def non_finite_tensor(state: Any, name: str = "") -> str | None:
+    """The path of the first tensor in a nested state that is not finite."""
+    if isinstance(state, Tensor):
+        return None if not state.is_floating_point() or state.isfinite().all() else name
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    nested = ((key, value) for key, value in items if isinstance(value, dict | list | Tensor))
+    found = (
+        non_finite_tensor(value, f"{name}.{key}" if name else str(key)) for key, value in nested
+    )
+    return next(filter(None, found), None)

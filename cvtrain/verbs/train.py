@@ -116,6 +116,8 @@ class Run:
             trainer.fit()
         finally:
             trainer.logs.close()
+            parts.train.close()
+            parts.val.close()
         if stop:
             self._stopped(stop, trainer)
         return self._finish(trainer, directory)
@@ -193,7 +195,9 @@ class Run:
             log.info("weights of %s%s", init.weights, f"; new: {', '.join(left)}" if left else "")
 
     def _stopped(self, stop: StopFlag, trainer: Trainer) -> None:
-        words = [*self.overrides, "resume=auto", f"hydra.run.dir={self.path}"]
+        extra = self.composed.extra_dir
+        words = [*(["--config-dir", str(extra)] if extra else []), *self.overrides]
+        words += ["resume=auto", f"hydra.run.dir={self.path}"]
         raise Stopped(
             f"stopped by {stop.name} at step {trainer.position.step}; the checkpoint is saved",
             "",
