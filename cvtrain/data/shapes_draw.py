@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw
 FloatArray = NDArray[np.float64]
 
 _OVERSAMPLING = 4  # masks are drawn this much larger, then averaged down: smooth edges
-_RADIUS = (0.15, 0.40)  # of the circumscribed circle, as a fraction of the image side
+_RADIUS = (0.22, 0.42)  # of the circumscribed circle, as a fraction of the image side
 _MARGIN = 0.02  # kept free along the image border, as a fraction of the image side
-_TEXTURE = 0.15  # largest deviation of the background from its own mean, intensities being 0..1
+_TEXTURE = 0.12  # largest deviation of the background from its own mean, intensities being 0..1
 _CONTRAST = 0.4  # least difference in lightness between a shape and the background's mean
 _NOISE = 0.02  # standard deviation of the noise of every pixel
 _LIGHTNESS = np.array([0.299, 0.587, 0.114])  # of R, G, B (ITU-R BT.601, as in JPEG)
@@ -53,7 +53,7 @@ def _cross(width: float) -> FloatArray:
 _OUTLINES: dict[str, tuple[FloatArray, ...]] = {
     "circle": (_ellipse(64),),
     "cross": (_cross(0.3),),
-    "diamond": (_ellipse(4, height=0.4),),
+    "diamond": (_ellipse(4, height=0.35),),
     "hexagon": (_ellipse(6),),
     "ring": (_ellipse(64), 0.6 * _ellipse(64)),
     "square": (_ellipse(4),),

@@ -33,7 +33,7 @@ class CNN(nn.Module):
         *,
         num_classes: int = 10,
         in_channels: int = 3,
-        widths: Sequence[int] = (32, 64, 128),
+        widths: Sequence[int] = (16, 32, 64, 128),
         convs: int = 1,
         dropout: float = 0.0,
     ) -> None:
