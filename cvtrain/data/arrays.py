@@ -1,13 +1,16 @@
 """Array data: a whole split as one uint8 tensor on the training device, no workers, no PIL."""
 
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cvtrain.data.augment import ArrayTransform
-from cvtrain.data.batch import ClassificationBatch
+from cvtrain.data.batch import ClassificationBatch, DataInfo
+from cvtrain.data.source import Source
 
 
 class Arrays:
@@ -50,3 +53,32 @@ class Arrays:
         digest.update(self.labels.numpy().tobytes())
         digest.update(self.images[::stride].contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+class ArraySource(Source):
+    """A data set that is read whole from files below `root`; a subclass says how."""
+
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int  # pixels
+
+    def __init__(self, *, root: str, mean: list[float], std: list[float]) -> None:
+        self.mean, self.std, self.root = mean, std, Path(root)
+        self._train = self.read("train")
+        self.info = DataInfo(
+            name=type(self).__name__,
+            classes=self.classes,
+            channels=self.channels,
+            image_size=self.image_size,
+            fingerprint=self._train.fingerprint(),
+        )
+
+    def train(self, augment: list[Any]) -> Arrays:
+        return Arrays(self._train.images, self._train.labels, augment)
+
+    def val(self) -> Arrays:
+        return self.read("val")
+
+    def read(self, split: str) -> Arrays:
+        """The split `train` or `val`. Raises DataError."""
+        raise NotImplementedError

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvtrain.data.arrays import Arrays
-from cvtrain.data.batch import DataInfo
-from cvtrain.data.source import Source
+from cvtrain.data.arrays import Arrays, ArraySource
 from cvtrain.errors import DataError
 
 PYTHON, BINARY = "cifar-10-batches-py", "cifar-10-batches-bin"
@@ -18,27 +16,17 @@ BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batc
 PIXELS = 3 * 32 * 32
 
 
-class CIFAR10(Source):
+class CIFAR10(ArraySource):
     """`root/cifar-10-batches-py` or `root/cifar-10-batches-bin`. Raises DataError."""
 
-    def __init__(self, *, root: str, mean: list[float], std: list[float]) -> None:
-        self.mean, self.std, self.root = mean, std, Path(root)
-        self._train = self._read("train")
-        self.info = DataInfo(
-            name=type(self).__name__,
-            classes=tuple(CLASSES),
-            channels=3,
-            image_size=32,
-            fingerprint=self._train.fingerprint(),
-        )
+    classes = (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    )
+    channels = 3
+    image_size = 32
 
-    def train(self, augment: list[Any]) -> Arrays:
-        return Arrays(self._train.images, self._train.labels, augment)
-
-    def val(self) -> Arrays:
-        return self._read("val")
-
-    def _read(self, split: str) -> Arrays:
+    def read(self, split: str) -> Arrays:
         if (self.root / PYTHON).is_dir():
             parts = [read_python_batch(self.root / PYTHON / name) for name in BATCHES[split]]
         elif (self.root / BINARY).is_dir():

@@ -4,49 +4,29 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from cvtrain.data.arrays import Arrays
-from cvtrain.data.batch import DataInfo
-from cvtrain.data.source import Source
+from cvtrain.data.arrays import Arrays, ArraySource
 from cvtrain.errors import DataError
 
 FILES = {"train": "train", "val": "t10k"}  # the test set is what a run is validated on
 
 
-class MNIST(Source):
+class MNIST(ArraySource):
     """`root/MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]`. Raises DataError."""
 
-    folder = "MNIST/raw"
+    classes = tuple("0123456789")
+    channels = 1
+    image_size = 28
 
-    def __init__(self, *, root: str, mean: list[float], std: list[float]) -> None:
-        self.mean, self.std = mean, std
-        self.root = Path(root) / self.folder
-        self._train = self._read("train")
-        self.info = DataInfo(
-            name=type(self).__name__,
-            classes=tuple(str(digit) for digit in range(10)),
-            channels=1,
-            image_size=28,
-            fingerprint=self._train.fingerprint(),
-        )
-
-    def train(self, augment: list[Any]) -> Arrays:
-        return Arrays(self._train.images, self._train.labels, augment)
-
-    def val(self) -> Arrays:
-        return self._read("val")
-
-    def _read(self, split: str) -> Arrays:
-        images = read_idx(self.root / f"{FILES[split]}-images-idx3-ubyte", dimensions=3)
-        labels = read_idx(self.root / f"{FILES[split]}-labels-idx1-ubyte", dimensions=1)
+    def read(self, split: str) -> Arrays:
+        folder = self.root / "MNIST/raw"
+        images = read_idx(folder / f"{FILES[split]}-images-idx3-ubyte", dimensions=3)
+        labels = read_idx(folder / f"{FILES[split]}-labels-idx1-ubyte", dimensions=1)
         if len(images) != len(labels) or (len(labels) and labels.max() > 9):
-            raise DataError(
-                f"{len(images)} images but {len(labels)} labels of 0..9", str(self.root)
-            )
+            raise DataError(f"{len(images)} images but {len(labels)} labels of 0..9", str(folder))
         return Arrays(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
 
 
