@@ -60,6 +60,14 @@ def write_atomic(path: Path, text: str) -> None:
             raise
 
 
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """What `status.json` says; nothing if there is none."""
+    try:
+        return json.loads((run_dir / "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 class RunDir:
     """A directory held by this process from `take` to `release` (or its death)."""
 
@@ -72,7 +80,7 @@ class RunDir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock)
-            holder = self.read_status()
+            holder = read_status(path)
             raise BusyError(
                 f"held by process {holder.get('pid')} on {holder.get('host')} "
                 f"since {holder.get('started')}",
@@ -107,12 +115,6 @@ class RunDir:
                 path = wanted.with_name(f"{wanted.name}_{number}")
                 continue
             return cls(path, missing)
-
-    def read_status(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / "status.json").read_text())
-        except (OSError, ValueError):
-            return {}
 
     def status(self, **changes: Any) -> None:
         """Replace `status.json`: the outcome, where no exit code reaches."""

@@ -42,6 +42,7 @@ def write_summary(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     summary = {
         **position.metrics,
+        "primary": parts.task.primary.name,
         f"best/{parts.task.primary.name}": position.best,
         "best/step": position.best_step,
         "best/epoch": round(position.best_step / parts.train.steps, 3),
@@ -89,13 +90,13 @@ def draw_curves(lines: list[dict[str, Any]], path: Path, *, primary: str) -> Non
 def table(summary: dict[str, Any], published: dict[str, Any], *, title: str, run_dir: Path) -> str:
     """The end of a run: ours, the paper's beside it, and where to look."""
     names = [key.removeprefix("val/") for key in summary if key.startswith("val/")]
-    best = next(key for key in summary if key.startswith("best/"))
+    best = f"best/{summary['primary']}"
     units = {name: " %" if name.endswith("_err") else "" for name in names}
     rows = [("", "yours", "paper" if published else "")]
     for name in names:
         paper = f"{published[name]:g}{units[name]}" if name in published else ""
         rows.append((name, f"{summary[f'val/{name}']:.4g}{units[name]}", paper))
-    unit = units.get(best.removeprefix("best/"), "")
+    unit = units.get(summary["primary"], "")
     rows.append((best, f"{summary[best]:.4g}{unit}", f"at epoch {summary['best/epoch']:g}"))
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     lines = [

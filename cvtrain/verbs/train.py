@@ -17,7 +17,7 @@ from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.logs import Logs
 from cvtrain.engine.machine import pick_device, pick_precision, settings
 from cvtrain.engine.plan import Parts
-from cvtrain.engine.rundir import RunDir, write_atomic
+from cvtrain.engine.rundir import RunDir, read_status, write_atomic
 from cvtrain.engine.signals import StopFlag
 from cvtrain.engine.summary import draw_curves, git_revision, table, versions, write_summary
 from cvtrain.engine.trainer import Trainer
@@ -101,8 +101,7 @@ class Run:
             if self.state is None:
                 log.info("resume: no checkpoint in %s yet, starting at step 0", self.path)
         changed = self._check_config()
-        done = directory is not None and directory.read_status().get("state") == "done"
-        if done and self.state and not changed:
+        if self.state and not changed and read_status(self.path).get("state") == "done":
             log.info("finished already: %s", self.path)
             return self._finished_figure()
         self._announce()
@@ -131,13 +130,9 @@ class Run:
 
     def _announce(self) -> None:
         choices, sets = self.composed.choices, self.composed.recipe_sets
+        precision = self.config.trainer.precision
         log.info(
-            "%s on %s, %s, %s: %s",
-            choices["model"],
-            choices["data"],
-            self.device,
-            self.config.trainer.precision,
-            self.path,
+            f"{choices['model']} on {choices['data']}, {self.device}, {precision}: {self.path}"
         )
         if choices["recipe"] != "none":
             words = " ".join(f"{key}={value}" for key, value in sets.items())
@@ -234,7 +229,4 @@ class Run:
 
     def _finished_figure(self) -> float | None:
         summary = json.loads((self.path / "summary.json").read_text())
-        name = next(
-            k for k in summary if k.startswith("best/") and k not in ("best/step", "best/epoch")
-        )
-        return summary.get(f"val/{name.removeprefix('best/')}")
+        return summary.get(f"val/{summary['primary']}")
