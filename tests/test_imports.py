@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": ("compose", "config", "verbs"),
     "__main__": ("cli",),
     "verbs": ("build", "compose", "config", "engine", "resume"),
-    "resume": ("compose", "engine.checkpoint"),
+    "resume": ("compose", "config", "engine.checkpoint"),
     "build": ("config", "data", "engine", "models.zoo", "tasks.base"),
     "engine": ("config", "data.batch", "data.loader", "data.source", "tasks.base"),
     "tasks": ("metrics", "data.batch"),
