@@ -19,7 +19,15 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from cvtrain.config import ALLOWED_PACKAGES, Config, Duration, SchedulerConfig, Unit, below
+from cvtrain.config import (
+    ALLOWED_PACKAGES,
+    STEP_UNITS,
+    Config,
+    Duration,
+    SchedulerConfig,
+    Unit,
+    below,
+)
 from cvtrain.data.arrays import Arrays
 from cvtrain.data.augment import ArrayTransform
 from cvtrain.data.loader import ArrayLoader, FileLoader, Loader, Order
@@ -211,9 +219,9 @@ def _in_steps(value: Any, steps_per_epoch: int) -> Any:
     """Durations, which are the strings of a schedule's arguments, as optimizer steps."""
     if isinstance(value, list):
         return [_in_steps(item, steps_per_epoch) for item in value]
-    if not isinstance(value, str) or not (duration := Duration.match(value)):
+    if not isinstance(value, str) or Duration.match(value) is None:
         return value
-    return duration.steps(steps_per_epoch)
+    return Duration.parse(value, "scheduler", units=STEP_UNITS).steps(steps_per_epoch)
 
 
 def build_plan(config: Config, steps_per_epoch: int) -> Plan:

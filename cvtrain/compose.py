@@ -262,6 +262,9 @@ def explain(error: Exception, overrides: list[str]) -> ConfigError:
             return ConfigError(
                 f"there is no key {key}", text, nearest(key, keys, text.partition("=")[2])
             )
+        if "Ambiguous value" in str(error) and f"'{text}'" in str(error):
+            fix = f"type cvtrain -m ... {text} for a sweep, or {key}=[...] for a list"
+            return ConfigError(f"{text} has several values", "", fix)
     message = str(error).splitlines()[0]
     full_key = re.search(r"full_key: (\S+)", str(error))
     where = full_key[1] if full_key else ""
