@@ -55,19 +55,20 @@ def settings(config: TrainerConfig) -> Iterator[None]:
     """torch's global switches for one run; the jobs of a sweep share a process, so all go back."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    benchmark, matmul = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    cudnn, matmul = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    benchmark, allow_tf32 = cudnn.benchmark, cudnn.allow_tf32
     try:
         torch.set_num_threads(config.threads or threads)
         torch.use_deterministic_algorithms(config.deterministic)
-        torch.backends.cudnn.benchmark = not config.deterministic
+        cudnn.benchmark = not config.deterministic
         tf32 = config.precision is not Precision.fp32
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = tf32
+        cudnn.allow_tf32 = tf32
         # Subnormal numbers slow a CPU sixfold once a network has learnt its batch.
         torch.set_flush_denormal(True)
         yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = benchmark
+        cudnn.benchmark, cudnn.allow_tf32 = benchmark, allow_tf32
         torch.set_float32_matmul_precision(matmul)
