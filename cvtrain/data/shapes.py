@@ -6,7 +6,7 @@ from typing import Any
 
 from cvtrain.data.batch import DataInfo
 from cvtrain.data.image_folder import ImageFolder
-from cvtrain.data.shapes_draw import draw_folder
+from cvtrain.data.shapes_draw import CLASSES, VERSION, draw_folder
 from cvtrain.data.source import Source
 from cvtrain.errors import MachineError
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Shapes(Source):
-    """`root/<size>px-<train>-<val>/{train,val}/<class>/*.jpg`; drawn if it is not there."""
+    """`root/v1-<size>px-<train>-<val>/{train,val}/<class>/*.jpg`, drawn if it is not there."""
 
     def __init__(
         self,
@@ -27,8 +27,8 @@ class Shapes(Source):
         std: list[float],
     ) -> None:
         self.mean, self.std, self.size = mean, std, size
-        # Named by what is drawn, so that another size never meets this one's images.
-        self.folder = Path(root) / f"{size}px-{train_per_class}-{val_per_class}"
+        # Named by what is drawn, so that other settings never meet these images.
+        self.folder = Path(root) / f"v{VERSION}-{size}px-{train_per_class}-{val_per_class}"
         if not self.folder.is_dir():
             self._draw(train_per_class, val_per_class)
         train = ImageFolder(self.folder / "train", size=size)
@@ -42,7 +42,8 @@ class Shapes(Source):
         )
 
     def _draw(self, train_per_class: int, val_per_class: int) -> None:
-        log.info("drawing %d images into %s", 8 * (train_per_class + val_per_class), self.folder)
+        count = len(CLASSES) * (train_per_class + val_per_class)
+        log.info("drawing %d images into %s", count, self.folder)
         try:
             draw_folder(
                 self.folder,

@@ -8,7 +8,7 @@ folder below places a single one and needs no masks, a detection set would keep 
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 FloatArray = NDArray[np.float64]
 
+VERSION = 1  # of the pictures: another one never meets images that this one drew
 _OVERSAMPLING = 4  # masks are drawn this much larger, then averaged down: smooth edges
 _RADIUS = (0.22, 0.42)  # of the circumscribed circle, as a fraction of the image side
 _MARGIN = 0.02  # kept free along the image border, as a fraction of the image side
@@ -149,15 +150,13 @@ def draw_folder(
     train_per_class: int = 250,
     val_per_class: int = 50,
     seed: int = 0,
-    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Writes the data set, images of `size` x `size` pixels, as the new directory `root`.
 
     `root` appears whole or not at all.  If another process has drawn it in the meantime, that one
-    is kept.  `seed` is not negative.  `stopped` is asked before every image.
+    is kept.  `seed` is not negative.
 
-    Raises InterruptedError once `stopped()` is true, and OSError if `root` cannot be written or
-    is something other than a data set.
+    Raises OSError if `root` cannot be written or is something other than a data set.
     """
     # Beside the first folder that is to be made, so that nothing is left of a draw that ends early.
     place = next(folder for folder in root.absolute().parents if folder.is_dir())
@@ -169,8 +168,6 @@ def draw_folder(
                 folder = draft / split / name
                 folder.mkdir(parents=True)
                 for number, image in enumerate(_images(size, seed, split, name, count)):
-                    if stopped():
-                        raise InterruptedError(f"stopped while drawing {root}")
                     image.save(folder / f"{number:04d}.jpg", quality=90)
         root.parent.mkdir(parents=True, exist_ok=True)
         try:
