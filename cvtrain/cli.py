@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cvtrain import __version__
 from cvtrain.config import GROUPS, config_dir, options
-from cvtrain.errors import ConfigError, CvtrainError
+from cvtrain.errors import ConfigError, CvtrainError, Stopped
 
 VERBS = {"train": "train a network (the default)"}
 
@@ -121,14 +121,22 @@ def hydra_main(flags: list[str], overrides: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    from cvtrain.compose import COMPOSITION_ERRORS, explain, with_recipe
+    from cvtrain.compose import COMPOSITION_ERRORS, explain
+    from cvtrain.recipes import with_recipe
 
     def sweep_job(_: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
         typed = list(hydra_config.overrides.task)
         run_dir = Path(hydra_config.runtime.output_dir)
         print(f"\n# job {hydra_config.job.num}: {' '.join(typed)}", flush=True)
-        return job(typed, extra_dir=extra_config_dir(flags), run_dir=run_dir)
+        try:
+            return job(typed, extra_dir=extra_config_dir(flags), run_dir=run_dir)
+        except Stopped as stopped:  # as an exception, it would only end this job of the sweep
+            print(stopped.line(), file=sys.stderr)
+            sys.exit(stopped.code)
+        except CvtrainError as error:
+            print(error.line(), file=sys.stderr)
+            raise
 
     # An error must reach `main` as itself; without this Hydra prints its own text and exits 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"

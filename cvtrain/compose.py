@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
@@ -21,12 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cvtrain import config as schema
-from cvtrain.config import ALLOWED_PACKAGES, GROUPS, bad_targets, config_dir, options
+from cvtrain.config import ALLOWED_PACKAGES, GROUPS, bad_targets, config_dir, flat, options
 from cvtrain.errors import ConfigError, nearest, refused_target
-
-# Their right-hand sides are paths, which Hydra's grammar would refuse for a bracket or a space.
-PATH_KEYS = ("data_dir", "data.root", "resume", "init.weights", "hydra.run.dir")
-
+from cvtrain.recipes import with_recipe
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 
@@ -63,6 +59,7 @@ def compose_config(
     `extra_dir` is the user's own tree of configs; `run_dir` replaces `hydra.run.dir` in a sweep.
     Raises ConfigError, naming the nearest valid key or choice.
     """
+    _check_choices(overrides, extra_dir)
     final, recipe, sets = with_recipe(overrides, extra_dir)
     if extra_dir:
         final.append(f"hydra.searchpath=['file://{extra_dir.resolve()}']")
@@ -80,7 +77,9 @@ def compose_config(
             # A debug choice, composed last, may have taken back what the recipe set.
             held = {k: v for k, v in sets.items() if k in GROUPS or OmegaConf.select(cfg, k) == v}
             text = _text_without_secrets(cfg)
-            return Composed(to_config(cfg), text, run_dir, choices, held, extra_dir)
+            config = to_config(cfg)
+            _check_pair(config, extra_dir)
+            return Composed(config, text, run_dir, choices, held, extra_dir)
         except COMPOSITION_ERRORS as error:
             raise explain(error, overrides) from error
 
@@ -88,7 +87,7 @@ def compose_config(
 def to_config(cfg: DictConfig) -> schema.Config:
     """The typed, range-checked form of a composed config."""
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    if bad := bad_targets(_flat(plain), plain.get("trust") or []):
+    if bad := bad_targets(flat(plain), plain.get("trust") or []):
         raise refused_target(bad[0], f"it is not below {', '.join(ALLOWED_PACKAGES)}")
     for item in fields(schema.Config):
         if isinstance(plain.get(item.name), dict) and isinstance(item.type, type):
@@ -97,121 +96,39 @@ def to_config(cfg: DictConfig) -> schema.Config:
                 node = plain[item.name]
                 rest = {key: node.pop(key) for key in list(node) if key not in ours}
                 node["args"] = rest
+    for key in ("trust", "resume_allow"):
+        if isinstance(plain.get(key), str):
+            raise ConfigError(f"{key}={plain[key]} is no list", "", f"type {key}=[{plain[key]}]")
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema.Config), plain))
     assert isinstance(config, schema.Config)
     schema.check(config)
-    _check_pair(config)
     return config
 
 
-def _check_pair(config: schema.Config) -> None:
-    if config.model.task != config.data.task:
-        fitting = ", ".join(_models_for(config.data.task))
-        raise ConfigError(
-            f"a {config.model.task} network cannot train on {config.data.task} data",
-            "model, data",
-            f"for this data type model=NAME with one of: {fitting}",
-        )
+def _check_choices(overrides: list[str], extra_dir: Path | None) -> None:
+    for group, _, name in (text.partition("=") for text in overrides):
+        if group in GROUPS and name.strip("'\"") not in (names := options(group, extra_dir)):
+            several = "," in name and set(name.split(",")) <= set(names)
+            raise _several_values(group, name) if several else _no_choice(group, name, names)
 
 
-def _models_for(task: str) -> list[str]:
-    files = sorted((config_dir() / "model").glob("*.yaml"))
-    return [file.stem for file in files if f"\ntask: {task}" in file.read_text()]
-
-
-def _quote_path(text: str) -> str:
-    key, _, value = text.partition("=")
-    quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
-    if key.lstrip("+") not in PATH_KEYS or quoted or value in ("", "null"):
-        return text
-    # Hydra reads a backslash as itself, except right before a quote.
-    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), value)
-    return f"{key}='{escaped}'"
+def _check_pair(config: schema.Config, extra_dir: Path | None) -> None:
+    task = config.data.task
+    if config.model.task == task:
+        return
+    folders = [config_dir(), *([extra_dir] if extra_dir else [])]
+    files = [file for folder in folders for file in sorted((folder / "model").glob("*.yaml"))]
+    fitting = ", ".join(f.stem for f in files if f"\ntask: {task}\n" in f"\n{f.read_text()}\n")
+    raise ConfigError(
+        f"a {config.model.task} network cannot train on {task} data",
+        "model, data",
+        f"type model=NAME with one of {fitting}" if fitting else "no network here can: add a YAML",
+    )
 
 
 def _run_dir(cfg: DictConfig) -> Path:
     HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in the directory's name
     return Path(str(cfg.hydra.run.dir))
-
-
-# Recipes
-
-
-def with_recipe(
-    overrides: list[str], extra_dir: Path | None = None
-) -> tuple[list[str], str, dict[str, Any]]:
-    """What was typed, ready for Hydra and with its recipe; the recipe's name and what it sets."""
-    overrides = [_quote_path(text) for text in overrides]
-    typed = {key: value for key, _, value in (text.partition("=") for text in overrides)}
-    recipe = typed.get("recipe") or _recipe_of_the_pair(typed, extra_dir)
-    name, sets = _prepare_recipe(recipe, typed, extra_dir)
-    rest = [text for text in overrides if not text.startswith("recipe=")]
-    return [*rest, f"recipe={name}"], recipe, sets
-
-
-def _recipe_of_the_pair(typed: dict[str, str], extra_dir: Path | None) -> str:
-    chosen = {**_default_choices(), **typed}
-    name = f"{chosen['model']}_{chosen['data']}"
-    return name if name in options("recipe", extra_dir) else "none"
-
-
-def _default_choices() -> dict[str, str]:
-    defaults = OmegaConf.load(config_dir() / "config.yaml").defaults
-    return {
-        str(k): v for entry in defaults if isinstance(entry, DictConfig) for k, v in entry.items()
-    }
-
-
-def _prepare_recipe(
-    name: str, typed: dict[str, str], extra_dir: Path | None
-) -> tuple[str, dict[str, Any]]:
-    """The name to compose with and what the recipe sets, less what a typed group replaces.
-
-    A group chosen on the command line drops the recipe's block for it: `optimizer=adam` is plain
-    Adam, not Adam with the learning rate meant for SGD. The recipe's own model and data stay.
-    """
-    if name == "none" or name not in options("recipe", extra_dir):
-        return name, {}  # a wrong name is refused by the composition
-    folder = next(
-        f for f in (extra_dir, config_dir()) if f and (f / f"recipe/{name}.yaml").exists()
-    )
-    recipe = OmegaConf.load(folder / f"recipe/{name}.yaml")
-    assert isinstance(recipe, DictConfig)
-    choices = {
-        str(key).removeprefix("override /"): value
-        for entry in recipe.get("defaults", [])
-        for key, value in entry.items()
-    }
-    dropped = [
-        group
-        for group in GROUPS
-        if group in typed
-        and (group in recipe or group in choices)
-        and not (group in ("model", "data") and choices.get(group) == typed[group])
-    ]
-    for group in dropped:
-        recipe.pop(group, None)
-        choices.pop(group, None)
-    if {"model", "data"} & set(dropped):
-        recipe.pop("published", None)  # the paper's figure is for its own network and data
-    sets = {**choices, **_flat(OmegaConf.to_container(recipe))}
-    sets = {k: v for k, v in sets.items() if not k.startswith(("defaults", "published"))}
-    if dropped:
-        recipe.defaults = [{f"override /{group}": choice} for group, choice in choices.items()]
-        name = f"{name}-without-{'-'.join(dropped)}"
-        store = ConfigStore.instance()
-        store.store(name, recipe, group="recipe", package="_global_", provider="cvtrain")
-    return name, {key: value for key, value in sets.items() if key not in typed}
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    return {
-        path: leaf
-        for key, value in node.items()
-        for path, leaf in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
 
 
 # What a run directory and a checkpoint keep
@@ -239,20 +156,30 @@ def _text_without_secrets(cfg: DictConfig) -> str:
 
 def flatten(text: str) -> dict[str, Any]:
     """`{"optimizer.lr": 0.1, ...}` of a stored config's text, for comparison only."""
-    return _flat(OmegaConf.to_container(OmegaConf.create(text)))
+    return flat(OmegaConf.to_container(OmegaConf.create(text)))
 
 
 # Mistakes
+
+
+def _no_choice(group: str, name: str, names: list[str]) -> ConfigError:
+    close = difflib.get_close_matches(name, names, n=1)
+    fix = f"type {group}={close[0]}" if close else f"type {group}= and one of {', '.join(names)}"
+    return ConfigError(f"there is no {group} named {name}", f"{group}={name}", fix)
+
+
+def _several_values(key: str, value: str) -> ConfigError:
+    fix = f"type cvtrain -m ... {key}={value} for a sweep"
+    if key not in GROUPS:
+        fix += f", or {key}=[{value}] for a list"
+    return ConfigError(f"{key}={value} has several values", "", fix)
 
 
 def explain(error: Exception, overrides: list[str]) -> ConfigError:
     """Hydra's error as ours: the override at fault and the nearest valid key or choice."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        names = sorted(error.options or [])
-        close = difflib.get_close_matches(name, names, n=1)
-        fix = f"{group}={close[0]}" if close else f"one of {', '.join(names)}"
-        return ConfigError(f"there is no {group} named {name}", f"{group}={name}", f"type {fix}")
+        return _no_choice(group, name, sorted(error.options or []))
     keys = _valid_keys(overrides)
     for text in overrides:
         key = text.partition("=")[0]
@@ -263,8 +190,7 @@ def explain(error: Exception, overrides: list[str]) -> ConfigError:
                 f"there is no key {key}", text, nearest(key, keys, text.partition("=")[2])
             )
         if "Ambiguous value" in str(error) and f"'{text}'" in str(error):
-            fix = f"type cvtrain -m ... {text} for a sweep, or {key}=[...] for a list"
-            return ConfigError(f"{text} has several values", "", fix)
+            return _several_values(key, text.partition("=")[2])
     message = str(error).splitlines()[0]
     full_key = re.search(r"full_key: (\S+)", str(error))
     where = full_key[1] if full_key else ""
@@ -278,7 +204,7 @@ def _valid_keys(overrides: list[str]) -> list[str]:
     groups = [text.split(",")[0] for text in overrides if text.partition("=")[0] in GROUPS]
     with _hydra():
         try:
-            known = _flat(OmegaConf.to_container(compose("config", groups)))
+            known = flat(OmegaConf.to_container(compose("config", groups)))
         except COMPOSITION_ERRORS:
             return []
     parts = [path.split(".") for path in known]

@@ -32,6 +32,17 @@ def bad_targets(flat: dict[str, Any], trust: list[str]) -> list[str]:
     return [f"{key}={name}" for key, name in targets.items() if not below(name, allowed)]
 
 
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"optimizer.lr": 0.1, ...}` of nested dicts."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {
+        path: leaf
+        for key, value in node.items()
+        for path, leaf in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
 def config_dir() -> Path:
     """The packaged configs of a wheel, else the checkout's."""
     packaged = Path(__file__).resolve().parent / "configs"
@@ -186,12 +197,13 @@ class InitConfig:
 
 @dataclass
 class Config:
+    # First, for others interpolate its duration, and a mistake in it is to be named as its own.
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     init: InitConfig = field(default_factory=InitConfig)
     seed: int = number(0, low=0)

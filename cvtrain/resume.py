@@ -8,6 +8,9 @@ from cvtrain.config import bad_targets, below
 from cvtrain.engine.checkpoint import read_checkpoint
 from cvtrain.errors import CheckpointError, ConfigError
 
+RUN_KEYS = {"model", "ema", "optimizer", "scaler", "schedule", "position", "config"} | {
+    *("fingerprint", "world_size", "threads", "versions"),
+}
 # They change how a run is driven and looked at, not what it computes.
 FREE = (
     *("resume", "resume_allow", "trust", "traceback", "published", "init", "data_dir", "data.root"),
@@ -34,7 +37,7 @@ def checkpoint_file(resume: str | None) -> Path | None:
 def read_run_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of a run. Raises CheckpointError, also for a mere state dict."""
     state = read_checkpoint(path)
-    if not {"model", "optimizer", "position", "config"} <= state.keys():
+    if not state.keys() >= RUN_KEYS or not isinstance(state["config"], str):
         raise CheckpointError(
             "holds weights, not a run",
             str(path),
@@ -50,14 +53,7 @@ def changed_keys(stored: str, text: str, *, allow: list[str], trust: list[str]) 
     Raises ConfigError (RESUME-CHANGED) for what was not named, CheckpointError (TARGET) when the
     stored config names what no config may.
     """
-    old, new = flatten(stored), flatten(text)
-    if bad := bad_targets(old, trust):
-        raise CheckpointError(
-            "its config names what no config may",
-            bad[0],
-            "do not load it; nothing of it was imported",
-            name="TARGET",
-        )
+    old, new = _stored_keys(stored, trust), flatten(text)
     differing = {
         key: f"{old.get(key, 'not set')} -> {new.get(key, 'not set')}"
         for key in sorted(old.keys() | new.keys())
@@ -80,6 +76,23 @@ def changed_keys(stored: str, text: str, *, allow: list[str], trust: list[str]) 
             name="RESUME-CHANGED",
         )
     return differing
+
+
+def _stored_keys(stored: str, trust: list[str]) -> dict[str, Any]:
+    try:
+        keys = flatten(stored)
+    except Exception as error:  # of any parser; nothing of the text was followed
+        raise CheckpointError(
+            f"its config is no plain YAML: {error}", "", "do not load it", name="CKPT-CORRUPT"
+        ) from error
+    if bad := bad_targets(keys, trust):
+        raise CheckpointError(
+            "its config names what no config may",
+            bad[0],
+            "do not load it; nothing of it was imported",
+            name="TARGET",
+        )
+    return keys
 
 
 def check_same(name: str, old: Any, new: Any, *, allow: list[str]) -> None:

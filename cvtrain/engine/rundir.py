@@ -55,7 +55,7 @@ def write_atomic(path: Path, text: str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError:
+        except BaseException:  # a signal's too
             temporary.unlink(missing_ok=True)
             raise
 
@@ -74,7 +74,6 @@ class RunDir:
     def __init__(self, path: Path, made: list[Path]) -> None:
         self.path = path
         self._made = made  # directories that were not there before
-        self._status: dict[str, Any] = {}
         self._lock = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,6 +86,9 @@ class RunDir:
                 str(path),
                 "wait for it, or type another hydra.run.dir",
             ) from error
+        self._status = read_status(path)  # a resumed run's goes on
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._status |= {"pid": os.getpid(), "host": socket.gethostname(), "started": now}
 
     @classmethod
     def take(cls, path: Path, *, resume: bool, exact: bool) -> "RunDir":
@@ -97,30 +99,33 @@ class RunDir:
         """
         number, wanted = 1, path
         while True:
-            missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+            made = [folder for folder in (path, *path.parents) if not folder.exists()]
             try:
                 with writing(path):
                     path.mkdir(parents=True)
             except MachineError as error:
                 if not isinstance(error.__cause__, FileExistsError) or not path.is_dir():
                     raise
-            if not missing and not resume and any(path.iterdir()):
-                if exact:
-                    raise ConfigError(
-                        "holds another run already",
-                        str(path),
-                        "type resume=auto to go on with it, or another hydra.run.dir",
-                    )
-                number += 1
-                path = wanted.with_name(f"{wanted.name}_{number}")
-                continue
-            return cls(path, missing)
+                made = []
+            try:
+                run = cls(path, made)  # locked, then looked into
+                if made or resume or not any(path.iterdir()):
+                    return run
+                run.release()
+            except BusyError:
+                if exact or resume:
+                    raise
+            if exact:
+                raise ConfigError(
+                    "holds another run already",
+                    str(path),
+                    "type resume=auto to go on with it, or another hydra.run.dir",
+                )
+            number += 1
+            path = wanted.with_name(f"{wanted.name}_{number}")
 
     def status(self, **changes: Any) -> None:
         """Replace `status.json`: the outcome, where no exit code reaches."""
-        if not self._status:
-            now = time.strftime("%Y-%m-%d %H:%M:%S")
-            self._status = {"pid": os.getpid(), "host": socket.gethostname(), "started": now}
         self._status |= changes
         write_atomic(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
 

@@ -73,6 +73,13 @@ class Run:
             self.path = Path(self.ranks.agree(str(directory.path if directory else "")))
             try:
                 return self._train(directory, stop)
+            except Stopped as stopped:
+                saved = Checkpoints(self.path).last is not None
+                if directory and saved:
+                    directory.status(state="preempted", exit_code=stopped.code, error=stopped.name)
+                elif directory:
+                    directory.discard()
+                raise self._go_on(stop) if saved else stopped from None
             except BaseException as error:
                 if directory:
                     self._record(directory, error)
@@ -82,15 +89,13 @@ class Run:
                     directory.release()
 
     def _record(self, directory: RunDir, error: BaseException) -> None:
-        """The outcome, or no trace of a run that was refused or stopped before its first step."""
+        """The outcome, or no trace of a run that was refused."""
         code = error.code if isinstance(error, CvtrainError) else 1
-        trained = Checkpoints(directory.path).last is not None
-        if code == 2 or (isinstance(error, Stopped) and not trained):
+        if code == 2:
             directory.discard()
             return
-        state = "preempted" if isinstance(error, Stopped) else "failed"
         name = error.name if isinstance(error, CvtrainError) else type(error).__name__
-        directory.status(state=state, exit_code=code, error=name, message=str(error))
+        directory.status(state="failed", exit_code=code, error=name, message=str(error))
 
     def _train(self, directory: RunDir | None, stop: StopFlag) -> float | None:
         checkpoints = Checkpoints(self.path)
@@ -118,7 +123,7 @@ class Run:
             parts.train.close()
             parts.val.close()
         if stop:
-            self._stopped(stop, trainer)
+            raise self._go_on(stop)
         return self._finish(trainer, directory)
 
     def _check_config(self) -> dict[str, str]:
@@ -189,12 +194,14 @@ class Run:
             )
             log.info("weights of %s%s", init.weights, f"; new: {', '.join(left)}" if left else "")
 
-    def _stopped(self, stop: StopFlag, trainer: Trainer) -> None:
+    def _go_on(self, stop: StopFlag) -> Stopped:
+        """What happened and what to type, once there is a checkpoint."""
         extra = self.composed.extra_dir
         words = [*(["--config-dir", str(extra)] if extra else []), *self.overrides]
         words += ["resume=auto", f"hydra.run.dir={self.path}"]
-        raise Stopped(
-            f"stopped by {stop.name} at step {trainer.position.step}; the checkpoint is saved",
+        step = read_status(self.path).get("step")
+        return Stopped(
+            f"stopped by {stop.name} at step {step}; the checkpoint is saved",
             "",
             f"to go on type: cvtrain {shlex.join(words)}",
             signum=stop.signum,
