@@ -1,0 +1,172 @@
+"""Array augmentation against naive loops over single images and torchvision's own functions."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from cvtrain.data.arrays import Arrays
+from cvtrain.data.augment import Affine, ArrayTransform, HorizontalFlip, PadCrop
+
+TRANSFORMS = [PadCrop(padding=3), HorizontalFlip(), Affine(degrees=9, shift=2, scale=0.2, shear=7)]
+
+
+def images(count: int = 6, channels: int = 3, size: int = 11) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, channels, size, size + 2)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def uniforms(count: int, draws: int, seed: int = 1) -> Tensor:
+    return torch.rand(count, draws, generator=torch.Generator().manual_seed(seed))
+
+
+def within(drawn: dict[int, float]) -> Tensor:
+    """Six uniforms for `Affine`, the middle (no change) but for those given."""
+    row = torch.full((1, 6), 0.5)
+    for column, value in drawn.items():
+        row[0, column] = value
+    return row
+
+
+def test_padcrop_against_a_loop() -> None:
+    x, padding = images(40), 4
+    u = uniforms(40, 2)
+    u[0], u[1] = 0.0, 1 - 2**-24  # the ends of [0, 1)
+    out = PadCrop(padding=padding)(x, u)
+    assert out.dtype == torch.uint8
+    seen = set()
+    for image, (first, second), got in zip(x, u.tolist(), out, strict=True):
+        top, left = int(first * 9), int(second * 9)
+        seen.add((top, left))
+        padded = np.pad(image.numpy(), ((0, 0), (4, 4), (4, 4)))
+        expected = padded[:, top : top + 11, left : left + 13]
+        assert np.array_equal(got.numpy(), expected)
+    assert {(0, 0), (8, 8)} <= seen
+
+
+def test_padcrop_reaches_every_offset_equally() -> None:
+    # A single bright pixel shows where the window lay.
+    x = torch.zeros(8100, 1, 9, 9, dtype=torch.uint8)
+    x[:, :, 4, 4] = 255
+    out = PadCrop(padding=4)(x, uniforms(8100, 2))
+    rows = out.amax((1, 3)).argmax(1)
+    counts = torch.bincount(rows, minlength=9)
+    assert (out.amax((1, 2, 3)) == 255).all()
+    assert counts.min() > 900 - 5 * 30  # 5 standard deviations of a fair draw
+    assert counts.max() < 900 + 5 * 30
+
+
+def test_flip() -> None:
+    x, u = images(50), uniforms(50, 1)
+    out = HorizontalFlip(p=0.3)(x, u)
+    for image, (drawn,), got in zip(x, u.tolist(), out, strict=True):
+        assert np.array_equal(
+            got.numpy(), image.numpy()[..., ::-1] if drawn < 0.3 else image.numpy()
+        )
+    assert torch.equal(HorizontalFlip(p=0.0)(x, torch.zeros(50, 1)), x)
+    assert torch.equal(HorizontalFlip(p=1.0)(x, u), x.flip(-1))
+
+
+def test_affine_without_reach_is_the_identity() -> None:
+    x = images()
+    assert torch.equal(Affine()(x, uniforms(6, 6)), x)
+    # And with reach, where the middle was drawn.
+    assert torch.equal(Affine(degrees=30, shift=5, scale=0.5, shear=20)(x[:1], within({})), x[:1])
+
+
+@pytest.mark.parametrize(("column", "name"), [(1, "x"), (2, "y")])
+@pytest.mark.parametrize("pixels", [-3, -1, 2, 3])
+def test_affine_shifts_by_whole_pixels(pixels: int, column: int, name: str) -> None:
+    x = images(1)
+    drawn = within({column: (pixels / 3 + 1) / 2})
+    out = Affine(shift=3)(x, drawn)
+    axis = -1 if name == "x" else -2
+    rolled = torch.roll(x, -pixels, axis)  # the window moves by `pixels` over the image
+    edge = rolled.narrow(axis, x.shape[axis] - pixels if pixels > 0 else 0, abs(pixels))
+    edge.zero_()
+    assert torch.equal(out, rolled)
+
+
+@pytest.mark.parametrize("degrees", [-37.0, 12.0, 45.0])
+@pytest.mark.parametrize("shape", ["square", "oblong"])
+def test_affine_rotation_is_torchvisions(shape: str, degrees: float) -> None:
+    x = images(1, size=15)[..., :15] if shape == "square" else images(1, size=15)
+    out = Affine(degrees=50)(x, within({0: (degrees / 50 + 1) / 2}))
+
+    def turned(angle: float) -> Tensor:
+        no_shear = {"scale": 1.0, "shear": [0.0, 0.0], "translate": [0, 0]}
+        bilinear = InterpolationMode.BILINEAR
+        return TF.affine(x.float(), angle=angle, interpolation=bilinear, **no_shear)
+
+    # The one way or the other: both are drawn equally often.
+    nearest = min((out.float() - turned(a)).abs().max().item() for a in (degrees, -degrees))
+    assert nearest <= 0.51  # rounding to whole grey levels
+
+
+def test_affine_scales_the_two_sides_on_their_own() -> None:
+    x = images(1, size=15)
+    for factor in (0.8, 1.25):
+        drawn = ((factor - 1) / 0.3 + 1) / 2
+        both = Affine(scale=0.3)(x, within({3: drawn, 4: drawn}))
+        expected = TF.affine(
+            x.float(),
+            angle=0.0,
+            translate=[0, 0],
+            scale=factor,
+            shear=[0.0, 0.0],
+            interpolation=InterpolationMode.BILINEAR,
+        )
+        assert (both.float() - expected).abs().max() <= 0.51
+        # One alone squeezes: a column of one value keeps its values, moved sideways.
+        rows = torch.arange(15, dtype=torch.uint8)[:, None].expand(1, 1, 15, 15).contiguous() * 10
+        squeezed = Affine(scale=0.3)(rows, within({3: drawn}))
+        inside = slice(2, -2)
+        assert torch.equal(squeezed[..., inside], rows[..., inside])
+
+
+def test_affine_shear_leans_the_upright() -> None:
+    x = torch.zeros(1, 1, 21, 21, dtype=torch.uint8)
+    x[..., 10] = 200  # an upright line through the middle
+    out = Affine(shear=45)(x, within({5: 1 - 2**-24}))  # 45 degrees: one column a row
+    columns = out[0, 0].float().argmax(1)
+    steps = columns.diff()
+    assert columns[10] == 10
+    assert steps.unique().tolist() in ([1], [-1])
+    # The level stays level.
+    flat = x.transpose(2, 3).contiguous()
+    leant = Affine(shear=45)(flat, within({5: 1 - 2**-24}))
+    assert leant[0, 0].amax(1).nonzero().flatten().tolist() == [10]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
+def test_pure_in_image_and_uniforms(transform: ArrayTransform) -> None:
+    """Neither the batch a sample is in nor the global generator has a say."""
+    x, u = images(), uniforms(6, transform.draws)
+    before = x.clone()
+    together = transform(x, u)
+    torch.manual_seed(123)
+    torch.rand(7)
+    assert torch.equal(together, transform(x, u))
+    one_by_one = torch.cat([transform(x[i : i + 1], u[i : i + 1]) for i in range(6)])
+    assert torch.equal(together, one_by_one)
+    assert torch.equal(x, before)
+    assert not torch.equal(together, transform(x, uniforms(6, transform.draws, seed=2)))
+    assert together.shape == x.shape
+
+
+def test_transforms_share_the_columns_of_the_table() -> None:
+    x, labels = images(8), torch.arange(8)
+    split = Arrays(x, labels, TRANSFORMS)
+    assert split.draws == 2 + 1 + 6
+    table, index = uniforms(8, 9), torch.tensor([5, 2, 7])
+    batch = split.batch(index, table[index])
+    expected = x[index]
+    for transform, columns in zip(TRANSFORMS, ([0, 1], [2], [3, 4, 5, 6, 7, 8]), strict=True):
+        expected = transform(expected, table[index][:, columns])
+    assert torch.equal(batch.images, expected)
+    assert batch.labels.tolist() == batch.ids.tolist() == [5, 2, 7]
+    # Evaluation has no table and so no augmentation.
+    assert torch.equal(split.batch(index, None).images, x[index])

@@ -1,0 +1,281 @@
+"""Which samples make which step: once an epoch, the same whoever reads them and from wherever."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from cvtrain.data.arrays import Arrays
+from cvtrain.data.augment import HorizontalFlip, PadCrop
+from cvtrain.data.batch import ClassificationBatch
+from cvtrain.data.image_folder import ImageFolder
+from cvtrain.data.loader import ArrayLoader, FileLoader, Order
+
+SAMPLES = 50
+
+
+def order(**changes: Any) -> Order:
+    return Order(**{"samples": SAMPLES, "batch_size": 8, "train": True, "seed": 3, **changes})
+
+
+def ids(order: Order, epoch: int = 0, start: int = 0) -> list[list[list[int]]]:
+    """Steps of micro-batches of sample numbers."""
+    return [[part.tolist() for part in parts] for parts in order.indices(epoch, start)]
+
+
+def flat(steps: list[list[list[int]]]) -> list[int]:
+    return [index for parts in steps for part in parts for index in part]
+
+
+# The order
+
+
+def test_each_sample_once_an_epoch() -> None:
+    seen = flat(ids(order(batch_size=10)))
+    assert sorted(seen) == list(range(SAMPLES))
+    assert seen != sorted(seen)
+    # 50 is not a multiple of 8: the last two are left to another epoch.
+    cut = order()
+    assert cut.steps == 6
+    assert len(set(flat(ids(cut)))) == 48
+    assert len({index for epoch in range(6) for index in flat(ids(cut, epoch))}) == SAMPLES
+
+
+def test_epochs_and_seeds_differ_and_repeat() -> None:
+    assert ids(order(), 0) == ids(order(), 0)
+    assert ids(order(), 0) != ids(order(), 1)
+    assert ids(order(), 0) != ids(order(seed=4), 0)
+    # Neighbouring (seed, epoch) pairs must not share an order, as seed + epoch would.
+    assert ids(order(seed=3), 1) != ids(order(seed=4), 0)
+
+
+def test_the_global_generator_has_no_say() -> None:
+    torch.manual_seed(1)
+    first, state = ids(order()), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert ids(order()) == first
+    torch.manual_seed(1)
+    ids(order())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("start", [1, 4, 6])
+def test_a_start_skips(start: int) -> None:
+    assert ids(order(), 2, start) == ids(order(), 2)[start:]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [12, 13, 17])
+def test_shares_add_up_to_the_global_batch(
+    batch_size: int, accumulate: int, world_size: int
+) -> None:
+    alone = [flat([step]) for step in ids(order(batch_size=batch_size))]
+    shares = [
+        ids(order(batch_size=batch_size, accumulate=accumulate, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert all(len(share) == len(alone) for share in shares)
+    for step, expected in enumerate(alone):
+        parts = [share[step] for share in shares]
+        assert flat(parts) == expected  # none twice, none lost
+        assert all(len(part) == accumulate for part in parts)
+        sizes = [len(micro) for part in parts for micro in part]
+        assert min(sizes) >= 1
+        assert max(len(flat([part])) for part in parts) <= -(-batch_size // world_size)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch_size", [7, 8, 49, 50, 64])
+def test_evaluation_is_whole_and_unpadded(batch_size: int, world_size: int) -> None:
+    shares = [
+        ids(order(batch_size=batch_size, train=False, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    together = [flat([step]) for steps in zip(*shares, strict=True) for step in steps]
+    assert sorted(index for part in together for index in part) == list(range(SAMPLES))
+    assert len({len(share) for share in shares}) == 1  # no rank waits for another
+
+
+# Array data
+
+
+def arrays(augment: bool = True) -> Arrays:
+    images = torch.arange(SAMPLES * 48).view(SAMPLES, 3, 4, 4).remainder(251).to(torch.uint8)
+    transforms = [PadCrop(padding=2), HorizontalFlip()] if augment else []
+    return Arrays(images, torch.arange(SAMPLES) % 10, transforms)
+
+
+def batches(loader: ArrayLoader | FileLoader, epoch: int = 0, start: int = 0) -> list[Any]:
+    return [batch for parts in loader.epoch(epoch, start) for batch in parts]
+
+
+def same(left: list[Any], right: list[Any]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a, b)
+        for one, two in zip(left, right, strict=True)
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+def joined(batches: list[Any]) -> dict[int, Tensor]:
+    return {int(i): x for b in batches for i, x in zip(b.ids, b.images, strict=True)}
+
+
+def test_array_batches_hold_what_their_ids_say() -> None:
+    split = arrays(augment=False)
+    for batch in batches(ArrayLoader(split, order())):
+        assert isinstance(batch, ClassificationBatch)
+        assert torch.equal(batch.images, split.images[batch.ids])
+        assert torch.equal(batch.labels, split.labels[batch.ids])
+
+
+@pytest.mark.parametrize("start", [1, 5])
+def test_array_data_from_the_middle_of_an_epoch(start: int) -> None:
+    whole = batches(ArrayLoader(arrays(), order()), 3)
+    torch.manual_seed(99)
+    assert same(batches(ArrayLoader(arrays(), order()), 3, start), whole[start:])
+    assert not same(batches(ArrayLoader(arrays(), order()), 4), whole)
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 3), (2, 1), (2, 2), (4, 1)])
+def test_array_augmentation_is_the_samples_own(world_size: int, accumulate: int) -> None:
+    alone = joined(batches(ArrayLoader(arrays(), order())))
+    shared: dict[int, Tensor] = {}
+    for rank in range(world_size):
+        mine = order(rank=rank, world_size=world_size, accumulate=accumulate)
+        shared |= joined(batches(ArrayLoader(arrays(), mine)))
+    assert alone.keys() == shared.keys()
+    assert all(torch.equal(alone[index], shared[index]) for index in alone)
+
+
+def test_array_augmentation_differs_by_epoch_and_stays_out_of_evaluation() -> None:
+    loader = ArrayLoader(arrays(), order(batch_size=10))
+    first, second = joined(batches(loader, 0)), joined(batches(loader, 1))
+    assert sum(torch.equal(first[i], second[i]) for i in range(SAMPLES)) < SAMPLES / 2
+    plain = arrays(augment=False).images
+    evaluated = joined(batches(ArrayLoader(arrays(), order(train=False))))
+    assert all(torch.equal(evaluated[i], plain[i]) for i in range(SAMPLES))
+
+
+# File data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for number in range(SAMPLES):
+        place = root / f"class{number % 5}"
+        place.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number:03d}.png")
+    return root
+
+
+RANDOM = [
+    v2.RandomHorizontalFlip(),
+    v2.RandomResizedCrop(12, antialias=True),
+    v2.ColorJitter(0.3, 0.3, 0.3),
+]
+
+
+def files(folder: Path, workers: int = 0, **changes: Any) -> FileLoader:
+    augment = RANDOM if changes.get("train", True) else None
+    return FileLoader(
+        ImageFolder(folder, size=12, augment=augment), order(**changes), workers=workers
+    )
+
+
+def test_workers_change_no_bit(folder: Path) -> None:
+    """Also over two epochs of the same (persistent) workers, and one that is left halfway."""
+    alone, helped = files(folder, 0, accumulate=2), files(folder, 2, accumulate=2)
+    for epoch in (0, 1):
+        assert same(batches(alone, epoch), batches(helped, epoch))
+    halfway: Iterator[Any] = helped.epoch(2)
+    next(halfway)
+    halfway.close()
+    assert same(batches(alone, 2, start=3), batches(helped, 2, start=3))
+
+
+def test_file_data_from_the_middle_of_an_epoch(folder: Path) -> None:
+    whole = batches(files(folder), 1)
+    assert same(batches(files(folder), 1, start=4), whole[4:])
+    assert not same(batches(files(folder), 2), whole)
+
+
+def test_file_augmentation_differs_by_epoch(folder: Path) -> None:
+    loader = files(folder, batch_size=10)
+    first, second = joined(batches(loader, 0)), joined(batches(loader, 1))
+    assert first.keys() == second.keys() == set(range(SAMPLES))
+    assert not any(torch.equal(first[index], second[index]) for index in first)
+
+
+def test_file_augmentation_is_the_samples_own(folder: Path) -> None:
+    alone = joined(batches(files(folder)))
+    shared = joined(batches(files(folder, rank=0, world_size=2)))
+    shared |= joined(batches(files(folder, rank=1, world_size=2, accumulate=2)))
+    assert alone.keys() == shared.keys()
+    assert all(torch.equal(alone[index], shared[index]) for index in alone)
+
+
+def test_file_data_hold_what_their_ids_say(folder: Path) -> None:
+    dataset = ImageFolder(folder, size=12)
+    seen = joined(batches(files(folder, train=False)))
+    for index in range(SAMPLES):
+        file, label = dataset.files[index]
+        assert file.parent.name == f"class{label}"
+        pixels = np.asarray(Image.open(file)).transpose(2, 0, 1)
+        assert np.array_equal(seen[index].numpy(), pixels)
+
+
+def test_a_transform_may_draw_from_any_global_generator() -> None:
+    """Of torch, of numpy, of Python: a sample's draws are its own."""
+
+    class Drawing(Dataset):
+        def __len__(self) -> int:
+            return SAMPLES
+
+        def __getitem__(self, index: int) -> tuple[float, float, float, int]:
+            import random
+
+            return torch.rand(()).item(), np.random.rand(), random.random(), index  # noqa: NPY002
+
+    def draws(workers: int, start: int) -> dict[int, tuple[float, ...]]:
+        loader = FileLoader(Drawing(), order(), workers=workers)
+        return {
+            int(index): values
+            for parts in loader.epoch(0, start)
+            for *columns, numbers in parts
+            for *values, index in zip(*[c.tolist() for c in columns], numbers.tolist(), strict=True)
+        }
+
+    alone, helped = draws(0, 0), draws(2, 3)
+    assert len(alone) == 48
+    assert all(alone[index] == values for index, values in helped.items())
+    assert len({value for values in alone.values() for value in values}) == 3 * 48
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["arrays", "files"])
+def test_a_last_batch_smaller_than_the_number_of_ranks(
+    folder: Path, kind: str, workers: int
+) -> None:
+    """50 samples in batches of 7: one is left, so one rank of two has nothing in that step."""
+    seen = []
+    for rank in range(2):
+        mine = order(train=False, batch_size=7, rank=rank, world_size=2)
+        if kind == "arrays":
+            loader: ArrayLoader | FileLoader = ArrayLoader(arrays(), mine)
+        else:
+            loader = FileLoader(ImageFolder(folder, size=12), mine, workers=workers)
+        steps = list(loader.epoch(0))
+        assert len(steps) == 8  # both take part in every step, as they count together
+        seen += [int(i) for parts in steps for batch in parts for i in batch.ids]
+    assert sorted(seen) == list(range(SAMPLES))

@@ -1,0 +1,1 @@
+"""A package of a user's own: another kind of task, trained without touching cvtrain."""
