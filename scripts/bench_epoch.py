@@ -8,7 +8,10 @@ Prints the median of each over the repeats, which take turns, and the ratios to 
 """
 
 import argparse
+import atexit
 import copy
+import gzip
+import shutil
 import statistics
 import sys
 import tempfile
@@ -122,6 +125,20 @@ def bare_epoch(trainer: Trainer) -> Callable[[], None]:
     return epoch
 
 
+def unpacked(root: Path) -> Path:
+    """A temporary copy of the IDX files without their gzip, which torchvision wants."""
+    copy_root = Path(tempfile.mkdtemp(dir=tempfile.gettempdir(), prefix="bench-"))
+    atexit.register(shutil.rmtree, copy_root)
+    raw = copy_root / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for file in (root / "MNIST/raw").glob("*ubyte*"):
+        data = file.read_bytes()
+        (raw / file.stem if file.suffix == ".gz" else raw / file.name).write_bytes(
+            gzip.decompress(data) if file.suffix == ".gz" else data
+        )
+    return copy_root
+
+
 def torchvision_epoch(trainer: Trainer, root: Path, workers: int) -> Callable[[], None] | None:
     """MNIST through PIL and a DataLoader, as torchvision's own examples have it."""
     if trainer.parts.source.info.name != "MNIST":
@@ -133,7 +150,7 @@ def torchvision_epoch(trainer: Trainer, root: Path, workers: int) -> Callable[[]
         v1.ToTensor(),
         v1.Normalize(trainer.parts.source.mean, trainer.parts.source.std),
     ]
-    data = datasets.MNIST(str(root), train=True, transform=v1.Compose(steps))
+    data = datasets.MNIST(str(unpacked(root)), train=True, transform=v1.Compose(steps))
     loader = torch.utils.data.DataLoader(
         data,
         BATCH,

@@ -1,6 +1,6 @@
 """Times how fast the command answers beside a bare Hydra application: --help, and a misspelt key.
 
-    python scripts/bench_startup.py
+python scripts/bench_startup.py
 """
 
 import statistics
