@@ -1,0 +1,44 @@
+"""Small data, written once, and a fresh run directory for each test."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import Case, Result, mlp_case, result, write_mnist
+
+from cvtrain.data.shapes_draw import VERSION, draw_folder
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mnist(tmp_path_factory.mktemp("mnist"))
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 images of 16 pixels for training; with batches of 16, four steps an epoch."""
+    root = tmp_path_factory.mktemp("shapes")
+    draw_folder(root / f"v{VERSION}-16px-8-2", size=16, train_per_class=8, val_per_class=2)
+    return root
+
+
+@pytest.fixture
+def mlp(tmp_path: Path, mnist: Path) -> Case:
+    """A small network on small digits: 24 steps, in which a signal can be made to arrive."""
+    return mlp_case(tmp_path / "case", mnist)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Result]:
+    """The result of a case's command, run once from beginning to end, for all who ask for it."""
+    known: dict[tuple[str, ...], Result] = {}
+
+    def reference(case: Case) -> Result:
+        key = tuple(case.overrides)
+        if key not in known:
+            whole = Case(tmp_path_factory.mktemp("whole"), *key, inputs=case.inputs)
+            whole.run()
+            known[key] = result(whole)
+        return known[key]
+
+    return reference
