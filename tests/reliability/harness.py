@@ -261,7 +261,8 @@ class Case:
         named = re.match(r"cvtrain: error\[(.+?)\]", process.last_line)
         assert named is None or status["error"] == named[1]
         if (self.run_dir / "checkpoints").exists():
-            assert status.get("last_checkpoint") == os.readlink(self.run_dir / "checkpoints/last.pt")
+            last = os.readlink(self.run_dir / "checkpoints/last.pt")
+            assert status.get("last_checkpoint") == last
 
     def check_surroundings(self) -> None:
         """Nothing else was written: not beside the run directory, not into the data."""

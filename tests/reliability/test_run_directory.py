@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from harness import Case, Result, mlp_case, result, tree
 
+import cvtrain
+
 NOBODY = 65534
 NOT_WRITABLE = r"error\[NOT-WRITABLE\]: "
 
@@ -38,6 +40,8 @@ def readable() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can run a command as another user")
 def test_a_directory_of_someone_else(readable: Path, mnist: Path) -> None:
+    if not all(folder.stat().st_mode & 0o001 for folder in Path(cvtrain.__file__).parents):
+        pytest.skip("another user cannot enter the folder that cvtrain is in")
     data = shutil.copytree(mnist, readable / "data")
     for path in (data, *data.rglob("*")):
         path.chmod(0o755)
