@@ -50,6 +50,17 @@ def pick_precision(wanted: Precision, device: torch.device) -> Precision:
     return wanted
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """The generators that a network on `device` draws from.
+
+    `torch.manual_seed` would also queue a call for each device that is not in use, and keep the
+    stack that it came from: 0.1 ms and a little memory, each step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 @contextmanager
 def settings(config: TrainerConfig) -> Iterator[None]:
     """torch's global switches for one run; the jobs of a sweep share a process, so all go back."""

@@ -1,5 +1,6 @@
 """Small data, written once, and a fresh run directory for each test."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 from harness import Case, Result, mlp_case, result, write_mnist
 
 from cvtrain.data.shapes_draw import VERSION, draw_folder
+
+# Processes are forked, and looked up in /proc.
+collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")

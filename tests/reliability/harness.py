@@ -426,14 +426,9 @@ def mlp_case(folder: Path, mnist: Path) -> Case:
     """A small network on small digits: six steps an epoch, 24 in all."""
     return Case(
         folder,
-        *(
-            "data=mnist",
-            f"data_dir={mnist}",
-            "data.batch_size=16",
-            "model=mlp",
-            "model.hidden=[16]",
-        ),
-        *("optimizer.lr=0.02", "scheduler=constant", "trainer.duration=4ep", *EVERY_STEP, *FAULTY),
+        *("data=mnist", f"data_dir={mnist}", "data.batch_size=16"),
+        *("model=mlp", "model.hidden=[16]", "optimizer.lr=0.02", "scheduler=constant"),
+        *("trainer.duration=4ep", *EVERY_STEP, *FAULTY),
         inputs=(mnist,),
     )
 
