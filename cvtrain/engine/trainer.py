@@ -61,8 +61,7 @@ class Trainer:
         self.autocast = torch.autocast(device.type, reduced, enabled=enabled)
         self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
         self.params = [p for p in parts.model.parameters() if p.requires_grad]
-        self.watch = FiniteWatch()
-        self.position = Position()
+        self.watch, self.position = FiniteWatch(), Position()
         self.window: dict[str, Tensor] = {}
         self.grad_norm = torch.tensor(0.0)
         self.new_best = self.stopped = self.time_is_up = False
