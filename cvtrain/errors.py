@@ -1,6 +1,7 @@
 """What a user can meet, each with its exit code; `cli.py` alone turns one into a line."""
 
 import difflib
+from typing import Any
 
 
 class CvtrainError(Exception):
@@ -14,9 +15,13 @@ class CvtrainError(Exception):
         self.name = name or type(self).name
         super().__init__("; ".join(part for part in (what, where, fix) if part))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Whole also after it has come from another process."""
+        return type(self), (self.what, self.where, self.fix), {"name": self.name}
+
     def line(self) -> str:
         """The last line on stderr, always a single one."""
-        return f"cvtrain: error[{self.name}]: {' '.join(str(self).split())}"
+        return f"cvtrain: error[{self.name}]: {' '.join(str(self).splitlines())}"
 
 
 class ConfigError(CvtrainError):
@@ -55,7 +60,7 @@ class Stopped(CvtrainError):
         self.code = 128 + signum
 
     def line(self) -> str:
-        return f"cvtrain: {' '.join(str(self).split())}"
+        return f"cvtrain: {' '.join(str(self).splitlines())}"
 
 
 def nearest(word: str, names: list[str], value: str = "...") -> str:

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from cvtrain.engine.rundir import sync_directory, write_atomic, writing
-from cvtrain.errors import CheckpointError
+from cvtrain.errors import CheckpointError, MachineError
+from cvtrain.files import free_bytes, sync_directory, write_atomic, writing
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ class Checkpoints:
         self.manifest_file = self.folder / "checkpoints.json"
         self.manifest: dict[str, Any] = {"files": {}, "last": None, "best": None}
         if self.manifest_file.exists():
-            self.manifest = json.loads(self.manifest_file.read_text())
+            self.manifest = _read_manifest(self.manifest_file)
+        self.bad: set[str] = set()  # listed and found not to verify
 
     @property
     def last(self) -> Path | None:
@@ -52,13 +53,23 @@ class Checkpoints:
             if file.name not in self.manifest["files"]:
                 file.unlink(missing_ok=True)
 
+    def warn_if_short_of_space(self, state: dict[str, Any]) -> None:
+        """Of a run that begins with `state`: one checkpoint is written beside two that are kept."""
+        size = state_bytes(state)
+        if not state["optimizer"]["state"]:  # filled by the first step: with Adam two per weight
+            size += 2 * state_bytes(state["model"])
+        free = free_bytes(self.folder)
+        if free < 3 * size:
+            text = "warning: %s bytes free for checkpoints of up to %s bytes each; %s"
+            log.warning(text, f"{free:,}", f"{size:,}", self.folder)
+
     def save(self, state: dict[str, Any], *, step: int, best: bool) -> Path:
         """Write the state of a step. Raises MachineError (no space, not writable)."""
         # A name is written once: a listed file never changes under its hash.
         names = (f"step_{step:08d}{again}.pt" for again in ("", *(f"_{n}" for n in range(2, 99))))
         name = next(name for name in names if name not in self.manifest["files"])
         path, temporary = self.folder / name, self.folder / f".{name}.tmp"
-        with writing(path):
+        with writing(path, size=state_bytes(state)):
             self.folder.mkdir(exist_ok=True)
             try:
                 with temporary.open("wb") as file:
@@ -81,19 +92,28 @@ class Checkpoints:
         return path
 
     def _list(self, name: str, entry: dict[str, Any], *, best: bool) -> None:
-        files = {**self.manifest["files"], name: entry}
+        old = {file: e for file, e in self.manifest["files"].items() if file not in self.bad}
+        files = {**old, name: entry}
         best_name = name if best else self.manifest["best"]
+        best_name = best_name if best_name in files else None
         newest = sorted(files, key=lambda file: files[file]["step"])[-KEEP:]
         kept = {file: files[file] for file in files if file in (*newest, best_name)}
-        self.manifest = {"files": kept, "last": name, "best": best_name}
-        write_atomic(self.manifest_file, json.dumps(self.manifest, indent=1) + "\n")
+        manifest = {"files": kept, "last": name, "best": best_name}
+        try:
+            write_atomic(self.manifest_file, json.dumps(manifest, indent=1) + "\n")
+        except MachineError:
+            (self.folder / name).unlink()
+            raise
+        self.manifest = manifest
         with writing(self.folder):
             for link, target in (("last.pt", name), ("best.pt", best_name)):
+                temporary = self.folder / f".{link}.tmp"
+                temporary.unlink(missing_ok=True)
                 if target:
-                    temporary = self.folder / f".{link}.tmp"
-                    temporary.unlink(missing_ok=True)
                     temporary.symlink_to(target)
                     os.replace(temporary, self.folder / link)
+                else:
+                    (self.folder / link).unlink(missing_ok=True)
             for file in self.folder.glob("step_*.pt"):
                 if file.name not in kept:
                     file.unlink()
@@ -113,9 +133,18 @@ class Checkpoints:
                 if error.name not in ("CKPT-CORRUPT", "CKPT-MISSING"):
                     raise
                 log.warning("warning: %s; trying the one before", error)
+                self.bad.add(name)
         if files:
             raise CheckpointError("no checkpoint verifies", str(self.folder), name="CKPT-CORRUPT")
         return None
+
+
+def state_bytes(value: Any) -> int:
+    """Of all tensors in a nested state: nearly the size of its checkpoint."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value
+    return sum(map(state_bytes, items)) if isinstance(value, dict | list | tuple) else 0
 
 
 def sha256(path: Path) -> str:
@@ -139,7 +168,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             name="CKPT-UNSAFE" if unsafe else "CKPT-MISSING",
         )
     if not path.exists():
-        raise CheckpointError("no such checkpoint", str(path), "", name="CKPT-MISSING")
+        fix = "type the path of a .pt file or of a run directory"
+        raise CheckpointError("no such checkpoint", str(path), fix, name="CKPT-MISSING")
     _verify(path.resolve())
     try:
         with warnings.catch_warnings(action="ignore"):  # the error says it in one line
@@ -151,6 +181,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise _corrupt(path, f"holds a {type(state).__name__}, not a dict")
     return state
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_text())
+        _ = [manifest["last"], manifest["best"], *(e["step"] for e in manifest["files"].values())]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            "the list of checkpoints is corrupt",
+            str(file),
+            "type resume=CHECKPOINT for one of those beside it, in a new run directory",
+            name="CKPT-CORRUPT",
+        ) from error
+    return manifest
 
 
 def _verify(path: Path) -> None:

@@ -1,63 +1,19 @@
 """The run directory: taken by one process, written atomically, never left half-done."""
 
-import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cvtrain.errors import BusyError, ConfigError, MachineError
+from cvtrain.files import write_atomic, writing
 
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """An OSError while writing below `path`, as the line it deserves."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise MachineError(
-                f"no space left: {error.strerror}",
-                str(path),
-                "free some, or type hydra.run.dir=FOLDER on another disk; then resume=auto",
-                name="NO-SPACE",
-            ) from error
-        raise MachineError(
-            f"cannot write: {error.strerror or error}",
-            str(path),
-            "type hydra.run.dir=FOLDER for one that is writable",
-            name="NOT-WRITABLE",
-        ) from error
-
-
-def sync_directory(folder: Path) -> None:
-    """A rename is on the disk only when its directory is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """The old file or the new one, whatever happens; MachineError if neither can be."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
-            with temporary.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:  # a signal's too
-            temporary.unlink(missing_ok=True)
-            raise
+RESERVE = 8192  # bytes held back, so that a run can tell its outcome on a disk that is full
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
@@ -74,6 +30,7 @@ class RunDir:
     def __init__(self, path: Path, made: list[Path]) -> None:
         self.path = path
         self._made = made  # directories that were not there before
+        self._reserve: IO[bytes] | None = None
         self._lock = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,6 +67,7 @@ class RunDir:
             try:
                 run = cls(path, made)  # locked, then looked into
                 if made or resume or not any(path.iterdir()):
+                    run.hold_back()
                     return run
                 run.release()
             except BusyError:
@@ -124,10 +82,29 @@ class RunDir:
             number += 1
             path = wanted.with_name(f"{wanted.name}_{number}")
 
+    def hold_back(self) -> None:
+        """Take RESERVE bytes of the disk, in a file without a name. Raises MachineError."""
+        try:
+            with writing(self.path, size=RESERVE):
+                self._reserve = tempfile.TemporaryFile(dir=self.path)  # noqa: SIM115 (see release)
+                os.write(self._reserve.fileno(), bytes(RESERVE))
+                os.fsync(self._reserve.fileno())
+        except MachineError:
+            self.discard()
+            self.release()
+            raise
+
     def status(self, **changes: Any) -> None:
         """Replace `status.json`: the outcome, where no exit code reaches."""
         self._status |= changes
-        write_atomic(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
+        path, text = self.path / "status.json", json.dumps(self._status, indent=1) + "\n"
+        try:
+            write_atomic(path, text)
+        except MachineError as error:
+            if error.name != "NO-SPACE" or self._reserve is None:
+                raise
+            self._reserve.truncate(0)  # closing would not do: workers have it open too
+            write_atomic(path, text)
 
     def discard(self) -> None:
         """Leave nothing of a run that ended before its first step in a directory it made."""
@@ -138,4 +115,6 @@ class RunDir:
                 folder.rmdir()
 
     def release(self) -> None:
+        if self._reserve:
+            self._reserve.close()
         os.close(self._lock)
