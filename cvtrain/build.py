@@ -10,6 +10,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -24,14 +25,15 @@ from cvtrain.config import (
     STEP_UNITS,
     Config,
     Duration,
+    EvalSplit,
     SchedulerConfig,
     Unit,
     below,
 )
 from cvtrain.data.arrays import Arrays
-from cvtrain.data.augment import ArrayTransform
+from cvtrain.data.augment import BatchTransform
 from cvtrain.data.loader import ArrayLoader, FileLoader, Loader, Order
-from cvtrain.data.source import Source
+from cvtrain.data.source import Augmentations, Source
 from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.plan import Parts, Plan
 from cvtrain.engine.schedule import Schedule
@@ -106,16 +108,8 @@ def build_parts(config: Config, *, device: torch.device, ranks: Ranks) -> Parts:
     source: Source = make(config.data.args, Source, key="data", trust=trust)
     size = input_size(config.model.input, config.data.image_size or source.info.image_size)
     train, val = _loaders(config, source, size, device=device, ranks=ranks)
+    channels, model = build_model(config, source, size, device=device)
     classes = len(source.info.classes)
-    torch.manual_seed(seed_for(config.seed, "init"))
-    target = resolve(config.model.args.get("_target_"), nn.Module, trust)
-    # A network that takes no number of channels was made for RGB: grey images are repeated.
-    any_channels = "in_channels" in inspect.signature(target).parameters
-    channels = source.info.channels if any_channels else 3
-    sizes = {"num_classes": classes, "in_channels": channels, "image_size": size}
-    model = make(config.model.args, nn.Module, key="model", trust=trust, **sizes)
-    layout = torch.channels_last if config.trainer.channels_last else torch.preserve_format
-    model = model.to(device).to(memory_format=layout)
     transform = source.transform(
         image_size=size,
         channels=channels,
@@ -128,6 +122,23 @@ def build_parts(config: Config, *, device: torch.device, ranks: Ranks) -> Parts:
     count = f"{sum(p.numel() for p in model.parameters()):,}"
     log.info(f"input {channels}x{size}x{size}, {classes} classes, {count} parameters")
     return Parts(source, train, val, transform, model, task, optimizer, schedule)
+
+
+def build_model(
+    config: Config, source: Source, size: int, *, device: torch.device
+) -> tuple[int, nn.Module]:
+    """The channels that it takes, and the network, for images of `size` pixels of the data."""
+    torch.manual_seed(seed_for(config.seed, "init"))
+    target = resolve(config.model.args.get("_target_"), nn.Module, config.trust)
+    # A network that takes no number of channels was made for RGB: grey images are repeated.
+    any_channels = "in_channels" in inspect.signature(target).parameters
+    channels = source.info.channels if any_channels else 3
+    classes = len(source.info.classes)
+    sizes = {"num_classes": classes, "in_channels": channels, "image_size": size}
+    with device if device.type == "meta" else nullcontext():
+        model = make(config.model.args, nn.Module, key="model", trust=config.trust, **sizes)
+    layout = torch.channels_last if config.trainer.channels_last else torch.preserve_format
+    return channels, model.to(device).to(memory_format=layout)
 
 
 def input_size(wanted: str, native: int) -> int:
@@ -143,45 +154,73 @@ def input_size(wanted: str, native: int) -> int:
 def _loaders(
     config: Config, source: Source, size: int, *, device: torch.device, ranks: Ranks
 ) -> tuple[Loader, Loader]:
-    kinds = (ArrayTransform, v2.Transform, nn.Module)
-    augment = [
-        make(node, kinds, key=f"data.augment.{name}", trust=config.trust)
-        for name, node in config.data.augment.items()
-        if node is not None
-    ]
-    sizes = {True: config.data.batch_size, False: config.eval.batch_size}
-    loaders: list[Loader] = []
-    for train, split in ((True, source.train(augment)), (False, source.val())):
-        order = Order(
-            samples=len(split),
-            batch_size=sizes[train],
-            train=train,
-            seed=config.seed,
-            accumulate=config.trainer.accumulate if train else 1,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        )
-        _check_steps(order, config, ranks)
-        # A small step up in size is a frame (28 to 32 for LeNet), a large one is resized later.
-        if (
-            isinstance(split, Arrays)
-            and source.info.image_size < size <= 1.25 * source.info.image_size
-        ):
-            split = split.padded(size)
-        if isinstance(split, Dataset):
-            workers = config.trainer.workers
-            if workers is None:  # on the CPU the network needs the cores itself
-                workers = 0 if device.type == "cpu" else min(8, len(os.sched_getaffinity(0)) - 1)
-            pin = device.type == "cuda"
-            loaders.append(FileLoader(split, order, workers=workers, pin_memory=pin))
-        else:
-            loaders.append(ArrayLoader(split.to(device), order))
-    return loaders[0], loaders[1]
+    # Evaluated on the training split, a run sees what it was trained on, unchanged.
+    on_train = config.eval.split is EvalSplit.train
+    augmentations = _augmentations(config, source)
+    training = _loader(config, source.train(size, augmentations), source, size, True, device, ranks)
+    plain = source.train(size, Augmentations()) if on_train else source.val(size)
+    return training, _loader(config, plain, source, size, False, device, ranks)
+
+
+def _augmentations(config: Config, source: Source) -> Augmentations:
+    kinds = (BatchTransform, v2.Transform, nn.Module)
+    classes = len(source.info.classes)
+    return Augmentations.sort(
+        [
+            make(node, kinds, key=f"data.augment.{name}", trust=config.trust, num_classes=classes)
+            for name, node in config.data.augment.items()
+            if node is not None
+        ]
+    )
+
+
+def _loader(
+    config: Config,
+    split: Any,
+    source: Source,
+    size: int,
+    train: bool,
+    device: torch.device,
+    ranks: Ranks,
+) -> Loader:
+    chosen = None
+    limited = train or config.eval.split is EvalSplit.train
+    if config.data.limit is not None and limited and config.data.limit < len(split):
+        generator = torch.Generator().manual_seed(seed_for(config.seed, "limit"))
+        chosen = torch.randperm(len(split), generator=generator)[: config.data.limit]
+    order = Order(
+        samples=len(split) if chosen is None else len(chosen),
+        batch_size=config.data.batch_size if train else config.eval.batch_size,
+        train=train,
+        seed=config.seed,
+        accumulate=config.trainer.accumulate if train else 1,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        chosen=chosen,
+    )
+    _check_steps(order, config, ranks)
+    if isinstance(split, Dataset):
+        workers = config.trainer.workers
+        if workers is None:  # on the CPU the network needs the cores itself
+            workers = 0 if device.type == "cpu" else min(8, len(os.sched_getaffinity(0)) - 1)
+        return FileLoader(split, order, workers=workers, device=device)
+    # A small step up in size is a frame (28 to 32 for LeNet), a large one is resized later.
+    native = source.info.image_size
+    if isinstance(split, Arrays) and native < size <= 1.25 * native:
+        split = split.padded(size)
+    return ArrayLoader(split.to(device), order)
 
 
 def _check_steps(order: Order, config: Config, ranks: Ranks) -> None:
     split = "train" if order.train else "val"
     least = ranks.world_size * order.accumulate
+    if order.samples == 0:
+        raise ConfigError(
+            f"the {split} split has no samples, which make no step",
+            "data",
+            "put some there, or type other data",
+            name="NO-STEPS",
+        )
     if order.steps == 0 or (order.train and order.batch_size < least):
         raise ConfigError(
             f"{order.samples} {split} samples in batches of {order.batch_size} make "

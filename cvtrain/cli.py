@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 from cvtrain import __version__
-from cvtrain.config import GROUPS, config_dir, options
+from cvtrain.config import AUGMENT, GROUPS, config_dir, options
 from cvtrain.errors import ConfigError, CvtrainError, Stopped
 
 VERBS = {"train": "train a network (the default)"}
@@ -122,7 +122,7 @@ def hydra_main(flags: list[str], overrides: list[str]) -> None:
     from omegaconf import DictConfig
 
     from cvtrain.compose import COMPOSITION_ERRORS, explain
-    from cvtrain.recipes import with_recipe
+    from cvtrain.recipes import with_augment_key, with_recipe
 
     def sweep_job(_: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
@@ -142,7 +142,7 @@ def hydra_main(flags: list[str], overrides: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if not {"-m", "--multirun"} & set(flags):  # --cfg and --info show what would run
         overrides, *_ = with_recipe(overrides, extra_config_dir(flags))
-    sys.argv = ["cvtrain", *flags, *overrides]
+    sys.argv = ["cvtrain", *flags, *map(with_augment_key, overrides)]
     decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     try:
         decorate(sweep_job)()
@@ -158,7 +158,7 @@ def help_text() -> str:
             initial_indent="  ",
             subsequent_indent=" " * 13,
         )
-        for group in GROUPS
+        for group in (*GROUPS, AUGMENT)
     )
     verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
     return f"""cvtrain {__version__}: train the classic vision networks from one command
@@ -167,13 +167,14 @@ def help_text() -> str:
   cvtrain model=resnet20 data=cifar10                  train, with the paper's recipe
   cvtrain model=lenet5 data=mnist optimizer=adam trainer.duration=5ep seed=1
   cvtrain -m model=lenet5,cnn optimizer.lr=0.1,0.01    sweep: four runs
+  cvtrain model=resnet18 data=folder data.root=photos  your own images, a folder for each class
   cvtrain debug=smoke model=resnet50 data=cifar10      two steps of everything
   cvtrain model=lenet5 data=mnist --cfg job            show the config instead of running it
 
 verbs (cvtrain VERB key=value ...)
 {verbs}
 
-groups (group=choice; then group.key=value)
+groups (group=choice, then group.key=value; augment=[flip,mixup], then data.augment.mixup.alpha=0.5)
 {groups}
 
 other keys

@@ -20,7 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cvtrain import config as schema
-from cvtrain.config import ALLOWED_PACKAGES, GROUPS, bad_targets, config_dir, flat, options
+from cvtrain.config import (
+    ALLOWED_PACKAGES,
+    AUGMENT,
+    AUGMENT_KEY,
+    GROUPS,
+    bad_targets,
+    config_dir,
+    flat,
+    options,
+)
 from cvtrain.errors import ConfigError, nearest, refused_target
 from cvtrain.recipes import with_recipe
 
@@ -75,7 +84,8 @@ def compose_config(
             OmegaConf.set_struct(cfg, False)
             del cfg["hydra"]
             # A debug choice, composed last, may have taken back what the recipe set.
-            held = {k: v for k, v in sets.items() if k in GROUPS or OmegaConf.select(cfg, k) == v}
+            groups = (*GROUPS, AUGMENT)
+            held = {k: v for k, v in sets.items() if k in groups or OmegaConf.select(cfg, k) == v}
             text = _text_without_secrets(cfg)
             config = to_config(cfg)
             _check_pair(config, extra_dir)
@@ -96,6 +106,7 @@ def to_config(cfg: DictConfig) -> schema.Config:
                 node = plain[item.name]
                 rest = {key: node.pop(key) for key in list(node) if key not in ours}
                 node["args"] = rest
+    plain["data"]["augment"] = plain["data"].get("augment") or {}  # null: none of it
     for key in ("trust", "resume_allow"):
         if isinstance(plain.get(key), str):
             raise ConfigError(f"{key}={plain[key]} is no list", "", f"type {key}=[{plain[key]}]")
@@ -107,9 +118,22 @@ def to_config(cfg: DictConfig) -> schema.Config:
 
 def _check_choices(overrides: list[str], extra_dir: Path | None) -> None:
     for group, _, name in (text.partition("=") for text in overrides):
+        if group in (AUGMENT, AUGMENT_KEY):
+            _check_augment(name, options(AUGMENT, extra_dir))
         if group in GROUPS and name.strip("'\"") not in (names := options(group, extra_dir)):
             several = "," in name and set(name.split(",")) <= set(names)
             raise _several_values(group, name) if several else _no_choice(group, name, names)
+
+
+def _check_augment(typed: str, names: list[str]) -> None:
+    """`[flip,mixup]`: a list of choices, of which `none` is one."""
+    chosen = [name.strip() for name in typed.strip("[]").split(",") if name.strip()]
+    for name in chosen:
+        if name not in names:
+            raise _no_choice(AUGMENT, name, names)
+    if not chosen or not typed.startswith("["):
+        listed = ",".join(chosen) or "none"
+        raise ConfigError(f"augment={typed} is no list", "", f"type augment=[{listed}]")
 
 
 def _check_pair(config: schema.Config, extra_dir: Path | None) -> None:
@@ -209,4 +233,4 @@ def _valid_keys(overrides: list[str]) -> list[str]:
             return []
     parts = [path.split(".") for path in known]
     inner = (".".join(part[:end]) for part in parts for end in range(len(part), 0, -1))
-    return list(dict.fromkeys([*GROUPS, *inner]))
+    return list(dict.fromkeys([*GROUPS, AUGMENT, AUGMENT_KEY, *inner]))

@@ -10,6 +10,8 @@ from typing import Any
 from cvtrain.errors import ConfigError
 
 GROUPS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "eval", "recipe", "debug")
+# A list of choices, each a transform that joins `data.augment`: augment=[pad_crop,flip]
+AUGMENT, AUGMENT_KEY = "augment", "augment@data.augment"
 # What a `_target_` may lead below; `trust=[package]` adds the user's own.
 ALLOWED_PACKAGES = (
     "cvtrain",
@@ -71,6 +73,16 @@ class Switch(StrEnum):
     auto = "auto"
     yes = "yes"
     no = "no"
+
+
+class OnNonfinite(StrEnum):
+    error = "error"
+    skip = "skip"
+
+
+class EvalSplit(StrEnum):
+    val = "val"
+    train = "train"
 
 
 class WarmupShape(StrEnum):
@@ -139,6 +151,7 @@ class ModelConfig:
 class DataConfig:
     task: str = "classification"
     batch_size: int = number(64, low=1)  # samples per optimizer step, over all processes
+    limit: int | None = number(None, low=1)  # training samples, chosen by the seed; null: all
     image_size: int | None = number(None, low=1)  # pixels; null: the data's native size
     augment: dict[str, Any] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)
@@ -179,12 +192,16 @@ class TrainerConfig:
     log_every: str = timespan("50st", low=1e-9)
     checkpoint_every: str = timespan("1ep", low=1e-9)
     early_stop: int | None = number(None, low=1)
+    on_nonfinite: OnNonfinite = OnNonfinite.error
+    max_skips: int | None = number(None, low=0)  # in a row
+    profile: int | None = number(None, low=1)  # steps
     progress: Switch = Switch.auto
 
 
 @dataclass
 class EvalConfig:
     every: str = timespan("1ep", low=1e-9)
+    split: EvalSplit = EvalSplit.val
     batch_size: int = number(256, low=1)
     max_batches: int | None = number(None, low=1)
 

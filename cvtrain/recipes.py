@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from cvtrain.config import GROUPS, config_dir, flat, options
+from cvtrain.config import AUGMENT, AUGMENT_KEY, GROUPS, config_dir, flat, options
 
 # Their right-hand sides are paths, which Hydra's grammar would refuse for a bracket or a space.
 PATH_KEYS = ("data_dir", "data.root", "resume", "init.weights", "hydra.run.dir")
@@ -17,12 +17,20 @@ def with_recipe(
     overrides: list[str], extra_dir: Path | None = None
 ) -> tuple[list[str], str, dict[str, Any]]:
     """What was typed, ready for Hydra and with its recipe; the recipe's name and what it sets."""
-    overrides = [_quote_path(text) for text in overrides]
+    overrides = [_quote_path(with_augment_key(text)) for text in overrides]
     typed = {key: value for key, _, value in (text.partition("=") for text in overrides)}
     recipe = typed.get("recipe") or _recipe_of_the_pair(typed, extra_dir)
-    name, sets = _prepare_recipe(recipe, typed, extra_dir)
+    # What debug chooses stands in for the recipe's as what was typed does.
+    debug = _load("debug", typed.get("debug", "none"), extra_dir)
+    name, sets = _prepare_recipe(recipe, {**_choices_of(debug), **typed}, extra_dir)
     rest = [text for text in overrides if not text.startswith("recipe=")]
     return [*rest, f"recipe={name}"], recipe, sets
+
+
+def with_augment_key(text: str) -> str:
+    """`augment=[flip]`, as typed, under the name by which Hydra knows the group."""
+    key, _, value = text.partition("=")
+    return f"{AUGMENT_KEY}={value}" if key == AUGMENT else text
 
 
 def _recipe_of_the_pair(typed: dict[str, str], extra_dir: Path | None) -> str:
@@ -48,23 +56,9 @@ def _prepare_recipe(
     """
     if name == "none" or name not in options("recipe", extra_dir):
         return name, {}  # a wrong name is refused by the composition
-    folder = next(
-        f for f in (extra_dir, config_dir()) if f and (f / f"recipe/{name}.yaml").exists()
-    )
-    recipe = OmegaConf.load(folder / f"recipe/{name}.yaml")
-    assert isinstance(recipe, DictConfig)
-    choices = {
-        str(key).removeprefix("override /"): value
-        for entry in recipe.get("defaults", [])
-        for key, value in entry.items()
-    }
-    dropped = [
-        group
-        for group in GROUPS
-        if group in typed
-        and (group in recipe or group in choices)
-        and not (group in ("model", "data") and choices.get(group) == typed[group])
-    ]
+    recipe = _load("recipe", name, extra_dir)
+    choices = _choices_of(recipe)
+    dropped = _replaced(recipe, choices, typed)
     for group in dropped:
         recipe.pop(group, None)
         choices.pop(group, None)
@@ -74,10 +68,44 @@ def _prepare_recipe(
     sets = {k: v for k, v in sets.items() if not k.startswith(("defaults", "published"))}
     if dropped:
         recipe.defaults = [{f"override /{group}": choice} for group, choice in choices.items()]
-        name = f"{name}-without-{'-'.join(dropped)}"
+        name = f"{name}-without-{'-'.join(group for group in dropped if group in GROUPS)}"
         store = ConfigStore.instance()
         store.store(name, recipe, group="recipe", package="_global_", provider="cvtrain")
-    return name, {key: value for key, value in sets.items() if key not in typed}
+    # As it would be typed, not as Hydra knows it.
+    left = {key.partition("@")[0]: value for key, value in sets.items() if key not in typed}
+    return name, left
+
+
+def _load(group: str, name: str, extra_dir: Path | None) -> DictConfig:
+    """A choice's file, the user's own before ours; empty where there is none."""
+    folders = (folder for folder in (extra_dir, config_dir()) if folder)
+    files = [folder / group / f"{name}.yaml" for folder in folders]
+    found = next((file for file in files if file.exists()), None)
+    loaded = OmegaConf.load(found) if found else OmegaConf.create()
+    assert isinstance(loaded, DictConfig)
+    return loaded
+
+
+def _choices_of(config: DictConfig) -> dict[str, Any]:
+    """`{group: choice}` of the groups that a recipe or a debug file overrides."""
+    return {
+        str(key).removeprefix("override /"): value
+        for entry in config.get("defaults", [])
+        for key, value in entry.items()
+    }
+
+
+def _replaced(recipe: DictConfig, choices: dict[str, Any], typed: dict[str, str]) -> list[str]:
+    """The groups of a recipe that what was typed stands in for."""
+    groups = [
+        group
+        for group in GROUPS
+        if group in typed
+        and (group in recipe or group in choices)
+        and not (group in ("model", "data") and choices.get(group) == typed[group])
+    ]
+    # What augments the recipe's own images need not suit others.
+    return [*groups, AUGMENT_KEY] if "data" in groups else groups
 
 
 def _quote_path(text: str) -> str:

@@ -15,7 +15,7 @@ RUN_KEYS = {"model", "ema", "optimizer", "scaler", "schedule", "position", "conf
 FREE = (
     *("resume", "resume_allow", "trust", "traceback", "published", "init", "data_dir", "data.root"),
     *("trainer.workers", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every"),
-    *("trainer.threads", "trainer.device", "eval.batch_size"),
+    *("trainer.threads", "trainer.device", "trainer.profile", "eval.batch_size"),
 )
 # A prefix check of names, for text that is compared and never instantiated (build.py does more).
 PACKAGES = (

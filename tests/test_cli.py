@@ -139,10 +139,10 @@ def test_a_run_by_default_name(tmp_path: Path) -> None:
     done = command("train", "debug=smoke", "data.root=shapes", *TINY_SHAPES, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     [run] = (tmp_path / "outputs" / "cnn_shapes").iterdir()
-    names = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
+    names = {path.name for path in run.iterdir() if not path.name.startswith(("events.", "git"))}
     assert names == {
-        *("config.yaml", "metrics.jsonl", "status.json", "summary.json", "curves.png"),
-        "checkpoints",
+        *("config.yaml", "metrics.jsonl", "status.json", "summary.json", "environment.json"),
+        *("curves.png", "samples.png", "confusion.png", "worst.png", "checkpoints"),
     }
     assert "top1_err" in done.stdout
     assert str(run.relative_to(tmp_path)) in done.stdout

@@ -17,7 +17,10 @@ from torch.optim import Optimizer
 from cvtrain import build
 from cvtrain.cli import split_verb
 from cvtrain.compose import Composed, compose_config, flatten
-from cvtrain.config import GROUPS, Duration, Precision, Unit, config_dir, options
+from cvtrain.config import AUGMENT, GROUPS, Duration, Precision, Unit, config_dir, options
+from cvtrain.data.augment import Augment
+from cvtrain.data.batch import ClassificationBatch
+from cvtrain.data.source import Augmentations
 from cvtrain.engine.schedule import Schedule
 from cvtrain.errors import ConfigError
 
@@ -57,7 +60,7 @@ def refusal(*overrides: str) -> str:
 
 def test_the_checkout_is_what_is_tested() -> None:
     assert config_dir() == CONFIGS
-    assert {path.parent.name for path in CONFIGS.glob("*/*.yaml")} == set(GROUPS)
+    assert {path.parent.name for path in CONFIGS.glob("*/*.yaml")} == {*GROUPS, AUGMENT}
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=map("/".join, CHOICES))
@@ -68,10 +71,10 @@ def test_every_choice_composes(group: str, name: str) -> None:
         stored = yaml.safe_load(composed.text)
         block = read(group, name)
         if group == "debug":
-            block = {k: v for k, v in block.items() if v}
+            block = {k: v for k, v in block.items() if v and k != "defaults"}
             assert block.keys() <= stored.keys()
         else:
-            assert stored[group].keys() >= block.keys()
+            assert stored[group].keys() >= block.keys() - {"defaults"}
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=map("/".join, CHOICES))
@@ -104,11 +107,61 @@ def test_yaml_lists_every_argument_of_its_target(group: str, name: str) -> None:
                 break
     taken = {key for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     wanted = taken - FROM_DATA - UNLISTED
-    ours = {"model": {"task", "input"}, "data": {"task", "batch_size", "image_size", "augment"}}
+    ours = {
+        "model": {"task", "input"},
+        "data": {"task", "batch_size", "image_size", "limit", "augment", "defaults"},
+    }
     listed = node.keys() - {"_target_"} - ours.get(group, set())
     if name in ("resnet18", "resnet34"):
         wanted.discard("stride_in")  # means nothing to basic blocks
     assert listed == wanted
+
+
+AUGMENTS = [name for name in options(AUGMENT) if name != "none"]
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_every_augmentation_joins_and_builds(name: str) -> None:
+    config = compose_config([f"augment=[{name}]", "data=cifar10"]).config
+    assert list(config.data.augment) == [name]
+    node = config.data.augment[name]
+    parameters = inspect.signature(target_of(node)).parameters
+    assert node.keys() - {"_target_"} <= parameters.keys()
+    given = {"num_classes": 10}
+    sorted_ = Augmentations.sort([build.make(node, object, key=name, trust=[], **given)])
+    batch = ClassificationBatch(
+        torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.arange(4), torch.arange(4)
+    )
+    augment = Augment(sorted_.as_batches(), sorted_.mixes)
+    changed = augment(batch, torch.rand(4, augment.draws))
+    changed = augment.mix(changed, 1) if augment.mixes else changed
+    assert changed.images.shape == batch.images.shape
+
+
+def test_augmentations_compose_in_their_order() -> None:
+    def names(*typed: str) -> list[str]:
+        return list(compose_config([*typed, "recipe=none"]).config.data.augment)
+
+    assert names("data=cifar10") == ["pad_crop", "flip"]
+    assert names("data=cifar10", "augment=[flip,mixup,affine]") == ["flip", "mixup", "affine"]
+    assert names("data=cifar10", "augment=[none]") == []
+    assert names("augment=[random_erasing]", "data=mnist") == ["random_erasing"]
+    assert names("data=cifar10", "data.augment=null") == []
+    config = compose_config(["data=cifar10", "augment=[affine]", "data.augment.affine.shear=3"])
+    assert config.config.data.augment["affine"]["shear"] == 3
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("augment=[flip,mixp]", "type augment=mixup"),
+        ("augment=flip", r"type augment=\[flip\]"),
+        ("augment=[]", r"type augment=\[none\]"),
+        ("augmnt=[flip]", "type augment="),
+    ],
+)
+def test_a_wrong_augmentation_names_the_nearest(typed: str, hint: str) -> None:
+    assert re.search(hint, refusal(typed))
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
@@ -236,6 +289,9 @@ def test_recipe_composes_to_what_it_says(name: str) -> None:
         for key, value in e.items()
     }
     composed = compose_config([f"recipe={name}"])
+    augment = chosen.pop("augment@data.augment", None)
+    assert augment is None or list(composed.config.data.augment) == augment
+    assert composed.recipe_sets.get("augment") == augment
     assert chosen.items() <= composed.choices.items()
     assert composed.choices["recipe"] == name
     stored = flatten(composed.text)
@@ -330,6 +386,15 @@ def test_debug_wins_over_a_recipe_and_a_typed_value_over_debug() -> None:
     assert (config.trainer.duration, config.data.batch_size) == ("5st", 4)
 
 
+def test_overfit_trains_on_one_batch_at_a_constant_rate() -> None:
+    """Whatever the recipe has for schedule and augmentation."""
+    config = resnet20("debug=overfit", "data.batch_size=7").config
+    assert config.scheduler.args == {"_target_": "cvtrain.engine.schedule.ConstantLR"}
+    assert config.data.augment == {}
+    assert (config.data.limit, config.eval.split) == (7, "train")
+    assert config.optimizer.args["lr"] == 0.1  # the rest of the recipe stays
+
+
 def test_the_recipes_own_data_and_model_keep_their_blocks() -> None:
     name = "lenet5_mnist_distorted"
     alone = compose_config([f"recipe={name}"])
@@ -348,7 +413,7 @@ def test_another_model_drops_the_published_figure() -> None:
 def test_other_data_drop_the_recipes_block_for_them() -> None:
     composed = compose_config(["recipe=lenet5_mnist_distorted", "data=shapes"])
     assert composed.config.published == {}
-    assert list(composed.config.data.augment) == list(read("data", "shapes")["augment"])
+    assert list(composed.config.data.augment) == ["flip"]
     assert composed.config.trainer.duration == "30ep"
 
 

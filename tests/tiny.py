@@ -3,12 +3,14 @@
 import gzip
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 # Enough for two steps of everything; drawn in a tenth of a second.
 TINY_SHAPES = ("data.size=16", "data.train_per_class=4", "data.val_per_class=2")
@@ -65,3 +67,51 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def write_cifar(root: Path, *, classes: int = 10, count: int = 24) -> None:
+    """The python version: pickled batches of random images."""
+    rng = np.random.default_rng(0)
+    fine = classes == 100
+    folder = root / ("cifar-100-python" if fine else "cifar-10-batches-py")
+    folder.mkdir(parents=True)
+    names = ["train", "test"] if fine else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for name in names:
+        pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = rng.integers(0, classes, count).tolist()
+        batch = {b"fine_labels" if fine else b"labels": labels, b"data": pixels}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+
+
+def write_images(
+    root: Path,
+    *,
+    classes: tuple[str, ...] = ("ants", "bees"),
+    splits: tuple[str, ...] = ("train", "val"),
+    count: int = 6,
+    size: tuple[int, int] = (48, 40),
+) -> None:
+    """`root/<split>/<class>/<number>.jpg`, a smooth picture each."""
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+                coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
+
+
+def write_data(name: str, root: Path) -> list[str]:
+    """Tiny data for `data=NAME` below `root`; what to type besides. One line for a new data set."""
+    if name in ("mnist", "fashion_mnist"):
+        write_mnist(root)
+        if name == "fashion_mnist":
+            (root / "MNIST").rename(root / "FashionMNIST")
+    elif name in ("cifar10", "cifar100"):
+        write_cifar(root, classes=int(name.removeprefix("cifar")))
+    elif name == "imagenet":
+        write_images(root / name, classes=("n01440764", "n01443537", "n01484850"))
+    elif name == "folder":
+        write_images(root / name)
+    return [f"data_dir={root}", *(TINY_SHAPES if name == "shapes" else ())]

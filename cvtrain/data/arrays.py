@@ -2,27 +2,23 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cvtrain.data.augment import ArrayTransform
+from cvtrain.data.augment import Augment
 from cvtrain.data.batch import ClassificationBatch, DataInfo
-from cvtrain.data.source import Source
+from cvtrain.data.download import fetch_all
+from cvtrain.data.source import Augmentations, Source
 
 
 class Arrays:
     """Images uint8 `[N, C, H, W]` and labels int64 `[N]`; batches are gathered by index."""
 
-    def __init__(
-        self, images: Tensor, labels: Tensor, augment: list[ArrayTransform] | None = None
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, augment: Augment | None = None) -> None:
         assert images.dtype == torch.uint8
-        self.images, self.labels = images, labels
-        self.augment = augment or []
-        self.draws = sum(transform.draws for transform in self.augment)
+        self.images, self.labels, self.augment = images, labels, augment
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,15 +32,8 @@ class Arrays:
         frame = (spare // 2, spare - spare // 2) * 2
         return Arrays(F.pad(self.images, frame), self.labels, self.augment)
 
-    def batch(self, index: Tensor, uniforms: Tensor | None) -> ClassificationBatch:
-        images = self.images[index]
-        column = 0
-        if uniforms is not None:
-            uniforms = uniforms.to(images.device, non_blocking=True)
-            for transform in self.augment:
-                images = transform(images, uniforms[:, column : column + transform.draws])
-                column += transform.draws
-        return ClassificationBatch(images, self.labels[index], index)
+    def batch(self, index: Tensor) -> ClassificationBatch:
+        return ClassificationBatch(self.images[index], self.labels[index], index)
 
     def fingerprint(self) -> str:
         """Of every label and of a thousand images spread over the split."""
@@ -56,15 +45,30 @@ class Arrays:
 
 
 class ArraySource(Source):
-    """A data set that is read whole from files below `root`; a subclass says how."""
+    """A data set that is read whole from files below `root`; a subclass says how.
+
+    What is missing is fetched from the address `url`, held against `sha256` (of each file).
+    """
 
     classes: tuple[str, ...]
     channels: int
     image_size: int  # pixels
 
-    def __init__(self, *, root: str, mean: list[float], std: list[float]) -> None:
+    def __init__(
+        self,
+        *,
+        root: str,
+        mean: list[float],
+        std: list[float],
+        url: str | None = None,
+        sha256: dict[str, str] | None = None,
+    ) -> None:
         self.mean, self.std, self.root = mean, std, Path(root)
+        if url and (missing := self.missing(list(sha256 or ()))):
+            fetch_all(url, {name: (sha256 or {})[name] for name in missing}, self.folder)
+            self.unpack(missing)
         self._train = self.read("train")
+        self._val: Arrays | None = None
         self.info = DataInfo(
             name=type(self).__name__,
             classes=self.classes,
@@ -73,11 +77,29 @@ class ArraySource(Source):
             fingerprint=self._train.fingerprint(),
         )
 
-    def train(self, augment: list[Any]) -> Arrays:
+    def train(self, size: int, augmentations: Augmentations) -> Arrays:
+        # A single tensor for all: whatever works on one image is made to work on each of a batch.
+        augment = Augment(augmentations.as_batches(), augmentations.mixes)
         return Arrays(self._train.images, self._train.labels, augment)
 
-    def val(self) -> Arrays:
-        return self.read("val")
+    def val(self, size: int) -> Arrays:
+        self._val = self._val or self.read("val")
+        return self._val
+
+    def image_of(self, index: int, split: str = "val") -> Tensor:
+        return (self._train if split == "train" else self.val(0)).images[index]
+
+    @property
+    def folder(self) -> Path:
+        """Where the files, or the archive that holds them, belong."""
+        return self.root
+
+    def missing(self, names: list[str]) -> list[str]:
+        """Those of the files to fetch that are needed."""
+        raise NotImplementedError
+
+    def unpack(self, names: list[str]) -> None:
+        """What was fetched, into the files that `read` wants."""
 
     def read(self, split: str) -> Arrays:
         """The split `train` or `val`. Raises DataError."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 class ClassificationBatch(NamedTuple):
     images: Tensor  # uint8 [N, C, H, W] from a loader; normalised floats after Normalise
-    labels: Tensor  # int64 [N]
+    labels: Tensor  # int64 [N]; of mixed images, float [N, classes]: a share for each class
     ids: Tensor  # int64 [N]: positions in the split, to name a sample by
 
 
@@ -23,6 +23,12 @@ class DataInfo:
     channels: int
     image_size: int  # native height and width, pixels
     fingerprint: str  # of the training split: a resumed run must meet the same data
+    names: tuple[str, ...] = ()  # how classes are shown, where that is not how they are stored
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The classes as a reader wants to see them."""
+        return self.names or self.classes
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -1,4 +1,6 @@
-"""MNIST (LeCun, Cortes, Burges): IDX files, gzipped or raw, in torchvision's layout."""
+"""MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): IDX files, gzipped
+or raw, in torchvision's layout.
+"""
 
 import gzip
 import math
@@ -20,14 +22,34 @@ class MNIST(ArraySource):
     classes = tuple("0123456789")
     channels = 1
     image_size = 28
+    place = "MNIST/raw"
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.place
+
+    def missing(self, names: list[str]) -> list[str]:
+        """A packed file is not missed where it lies unpacked."""
+        there = (self.folder / name for name in names)
+        return [f.name for f in there if not f.exists() and not f.with_suffix("").exists()]
 
     def read(self, split: str) -> Arrays:
-        folder = self.root / "MNIST/raw"
+        folder = self.folder
         images = read_idx(folder / f"{FILES[split]}-images-idx3-ubyte", dimensions=3)
         labels = read_idx(folder / f"{FILES[split]}-labels-idx1-ubyte", dimensions=1)
         if len(images) != len(labels) or (len(labels) and labels.max() > 9):
             raise DataError(f"{len(images)} images but {len(labels)} labels of 0..9", str(folder))
         return Arrays(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
+
+
+class FashionMNIST(MNIST):
+    """The same four files below `root/FashionMNIST/raw`."""
+
+    classes = (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
+    place = "FashionMNIST/raw"
 
 
 def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
@@ -37,8 +59,8 @@ def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
         raise DataError(
             f"no {path.name} nor {packed.name}",
             str(path.parent.absolute()),
-            "put the four IDX files of MNIST there, or type data_dir=FOLDER (the one that holds "
-            "MNIST/raw), or set CVTRAIN_DATA",
+            "put the four IDX files there, or type data_dir=FOLDER (the one that holds "
+            f"{'/'.join(path.parts[-3:-1])}), or set CVTRAIN_DATA",
             name="NO-DATA",
         )
     try:

@@ -1,24 +1,58 @@
 """What a data set is to the rest: an info record, splits, and the transform of its batches."""
 
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cvtrain.data.augment import MIXES, BatchTransform, OneByOne
 from cvtrain.data.batch import DataInfo, Normalise
+from cvtrain.data.crops import Crop
+
+
+@dataclass
+class Augmentations:
+    """`data.augment`, sorted by what each works on; in a kind, the order is that of the YAML."""
+
+    crops: list[Crop] = field(default_factory=list)  # at most one: which part is seen
+    images: list[nn.Module] = field(default_factory=list)  # torchvision's: one image at a time
+    batches: list[BatchTransform] = field(default_factory=list)  # ours: a batch on the device
+    mixes: list[Any] = field(default_factory=list)  # torchvision's: between images of a batch
+
+    @classmethod
+    def sort(cls, transforms: list[Any]) -> "Augmentations":
+        sorted_ = cls()
+        for transform in transforms:
+            if isinstance(transform, Crop):
+                sorted_.crops.append(transform)
+            elif isinstance(transform, MIXES):
+                sorted_.mixes.append(transform)
+            elif isinstance(transform, BatchTransform):
+                sorted_.batches.append(transform)
+            else:
+                sorted_.images.append(transform)
+        return sorted_
+
+    def as_batches(self) -> list[BatchTransform]:
+        """All but the mixes as transforms of whole batches."""
+        return [*self.crops, *map(OneByOne, self.images), *self.batches]
 
 
 class Split(Protocol):
-    """Array data: everything in memory, a batch is an index. (File data: a torch `Dataset`.)"""
+    """Array data: everything in memory, a batch is an index. (File data: a torch `Dataset`.)
 
-    draws: int  # uniform random numbers that augmentation takes per sample
+    In training `augment`, if it is not None, is called as `augment(batch, uniforms [N, draws])`.
+    """
+
+    augment: Any
 
     def __len__(self) -> int: ...
 
     def to(self, device: torch.device) -> "Split": ...
 
-    def batch(self, index: Tensor, uniforms: Tensor | None) -> Any:
-        """The typed batch of the samples `index` [N]; `uniforms` is [N, draws] in training."""
+    def batch(self, index: Tensor) -> Any:
+        """The typed batch of the samples `index` [N]."""
 
 
 class Source:
@@ -30,11 +64,13 @@ class Source:
     info: DataInfo
     mean: list[float]
     std: list[float]
+    bad: tuple[str, ...] = ()  # files that were left out, each with its reason
 
-    def train(self, augment: list[Any]) -> Any:
+    def train(self, size: int, augmentations: Augmentations) -> Any:
+        """The training split, for a network that takes images of `size` pixels."""
         raise NotImplementedError
 
-    def val(self) -> Any:
+    def val(self, size: int) -> Any:
         raise NotImplementedError
 
     def transform(
@@ -50,6 +86,10 @@ class Source:
             channels_last=channels_last,
         )
 
-    def name_of(self, index: int) -> str:
-        """How a training sample is named in an error."""
-        return f"train[{index}]"
+    def name_of(self, index: int, split: str = "train") -> str:
+        """How a sample is named in an error or below its picture."""
+        return f"{split}[{index}]"
+
+    def image_of(self, index: int, split: str = "val") -> Tensor | None:
+        """uint8 `[C, H, W]` of a sample to look at; None where there is no picture."""
+        return None

@@ -50,14 +50,26 @@ class Ranks:
         return DistributedDataParallel(model, device_ids=devices)
 
     def sum(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each named scalar, added over the processes, in one message."""
+        """Each named tensor (of one shape everywhere), added over the processes, in one message."""
         if self.world_size == 1 or not values:
             return values
         names = sorted(values)
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        together = torch.stack([values[name].detach().double().to(device) for name in names])
+        flat = [values[name].detach().double().to(device).flatten() for name in names]
+        together = torch.cat(flat)
         dist.all_reduce(together)
-        return dict(zip(names, together.unbind(), strict=True))
+        parts = together.split([len(part) for part in flat])
+        return {
+            name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)
+        }
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, on every process, in the order of ranks."""
+        if self.world_size == 1:
+            return [value]
+        box = [None] * self.world_size
+        dist.all_gather_object(box, value)
+        return box
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether any process raised its flag: all of them then act at the same step."""
@@ -66,6 +78,14 @@ class Ranks:
         raised = torch.tensor(float(flag), device=device)
         dist.all_reduce(raised)
         return bool(raised.item())
+
+    def all(self, flag: Tensor) -> Tensor:
+        """Whether a bool scalar on the device holds on every process; nothing waits for it here."""
+        if self.world_size == 1:
+            return flag
+        held = flag.float()
+        dist.all_reduce(held, dist.ReduceOp.MIN)
+        return held.bool()
 
     def agree(self, value: Any) -> Any:
         """Rank 0's value, on every process."""

@@ -8,7 +8,7 @@ from torch import nn
 from cvtrain.data.batch import to_device
 from cvtrain.data.loader import Loader
 from cvtrain.engine.distributed import Ranks
-from cvtrain.tasks.base import Task
+from cvtrain.tasks.base import Evaluator, Showing, Task
 
 
 @torch.no_grad()
@@ -23,8 +23,8 @@ def evaluate(
     ranks: Ranks,
     stop: Any = False,
     max_batches: int | None = None,
-) -> dict[str, float] | None:
-    """The task's figures over the loader; None when a stop was asked for in between."""
+) -> Evaluator | None:
+    """What the task's evaluator holds of all processes; None when a stop came in between."""
     was_training = model.training
     model.eval()
     evaluator = task.evaluator()
@@ -40,6 +40,8 @@ def evaluate(
                     predictions = task.predict(model, prepared)
                 evaluator.update(predictions, prepared)
         evaluator.totals = ranks.sum(evaluator.totals)
-        return evaluator.compute()
+        if isinstance(evaluator, Showing):
+            evaluator.merge(ranks.gather(evaluator.kept()))
+        return evaluator
     finally:
         model.train(was_training)

@@ -3,14 +3,23 @@
 import json
 import logging
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from cvtrain.engine.rundir import write_atomic, writing
+from cvtrain.files import write_atomic, writing
+from cvtrain.tasks.base import Picture
 
 log = logging.getLogger(__name__)
+
+
+def _leave_tensorboard_alone(args: threading.ExceptHookArgs) -> None:
+    """Its writer's thread hands every error to us besides: one warning is enough."""
+    if not type(args.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(args)
 
 
 class Logs:
@@ -28,23 +37,25 @@ class Logs:
         self.bar.update(step)
         if not self.active:
             return
+        kept = [
+            line
+            for line in self.read()
+            if line["step"]
+            <= (evaluated_at if any(key.startswith("val/") for key in line) else step)
+        ]
         if self.file.exists():
-            kept = [
-                line
-                for line in self.read()
-                if line["step"]
-                <= (evaluated_at if any(key.startswith("val/") for key in line) else step)
-            ]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            write_atomic(self.file, text)
+            write_atomic(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.tensorboard = SummaryWriter(
-                str(self.run_dir), purge_step=step + 1 if step else None
-            )
-        except Exception as error:  # a run must not end for its plots
+            threading.excepthook = _leave_tensorboard_alone
+            self.tensorboard = SummaryWriter(str(self.run_dir), purge_step=step)
+        except Exception as error:
             self._without_tensorboard(error)
+        # All of this step is purged, its pictures too, and the lines that stay are drawn anew.
+        for line in kept:
+            if line["step"] == step:
+                self._points(line)
 
     def read(self) -> list[dict[str, Any]]:
         """Every whole line written so far."""
@@ -63,10 +74,41 @@ class Logs:
             return
         with writing(self.file), self.file.open("a") as file:
             file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
+        self._points({"step": step, **values})
+
+    def _points(self, line: dict[str, Any]) -> None:
+        def add(writer: Any) -> None:
+            for name, value in line.items():
+                if name not in ("step", "epoch"):
+                    writer.add_scalar(name, value, line["step"])
+
+        self._show(add)
+
+    def picture(self, name: str, picture: Picture, *, step: int) -> None:
+        self._show(lambda writer: writer.add_image(name, picture, step, dataformats="HWC"))
+
+    def text(self, name: str, table: str, *, step: int) -> None:
+        """A table as it is, line by line."""
+        indented = "\n".join(f"    {line}" for line in table.splitlines())  # Markdown's verbatim
+        self._show(lambda writer: writer.add_text(name, indented, step))
+
+    def hparams(self, settings: dict[str, Any], figures: dict[str, float]) -> None:
+        """What was set and what came of it, beside the curves and not in a run of their own."""
+        plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in settings.items()}
+
+        def add(writer: Any) -> None:
+            from torch.utils.tensorboard.summary import hparams
+
+            for summary in hparams(plain, figures):
+                writer.file_writer.add_summary(summary)
+
+        self._show(add)
+
+    def _show(self, add: Callable[[Any], None]) -> None:
+        """Let `add` write to TensorBoard; a run must not end for its plots."""
         if self.tensorboard is not None:
             try:
-                for name, value in values.items():
-                    self.tensorboard.add_scalar(name, value, step)
+                add(self.tensorboard)
                 self.tensorboard.flush()
             except Exception as error:
                 self._without_tensorboard(error)
@@ -84,5 +126,5 @@ class Logs:
 
     def close(self) -> None:
         self.bar.close()
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        self._show(lambda writer: writer.close())
+        self.tensorboard = None

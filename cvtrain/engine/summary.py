@@ -1,6 +1,7 @@
 """What is left of a finished run to look at: `summary.json`, `curves.png`, the table."""
 
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -11,8 +12,11 @@ import torch
 import torchvision
 
 import cvtrain
+from cvtrain.data.loader import FileLoader
+from cvtrain.data.source import Source
 from cvtrain.engine.plan import Parts, Position
-from cvtrain.engine.rundir import write_atomic, writing
+from cvtrain.files import whole, write_atomic
+from cvtrain.tasks.base import Evaluator, Showing
 
 
 def versions() -> dict[str, str]:
@@ -35,6 +39,11 @@ def git_revision(folder: Path) -> str | None:
     return found.stdout.strip() or None
 
 
+def report_of(evaluator: Evaluator | None, source: Source) -> dict[str, Any]:
+    """What the last evaluation adds to the summary."""
+    return evaluator.report(source) if isinstance(evaluator, Showing) else {}
+
+
 def write_summary(
     run_dir: Path, position: Position, parts: Parts, *, device: torch.device, about: dict[str, Any]
 ) -> dict[str, Any]:
@@ -49,6 +58,8 @@ def write_summary(
         "steps": position.step,
         "epochs": round(position.step / parts.train.steps, 3),
         "seconds": round(position.seconds, 2),
+        "time": {name: round(seconds, 2) for name, seconds in position.time.items()},
+        "skipped_steps": position.skipped,
         "parameters": sum(p.numel() for p in parts.model.parameters()),
         "peak_memory_bytes": peak,
         **about,
@@ -83,11 +94,54 @@ def draw_curves(lines: list[dict[str, Any]], path: Path, *, primary: str) -> Non
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    with writing(path):
-        figure.savefig(path, dpi=110)
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
-def table(summary: dict[str, Any], published: dict[str, Any], *, title: str, run_dir: Path) -> str:
+TIMES = {"data": "data", "compute": "compute", "eval": "evaluation", "save": "saving"}
+SETTINGS = (
+    *("model.", "task.", "optimizer.", "scheduler.", "seed", "data.batch_size"),
+    *("trainer.duration", "trainer.precision", "trainer.accumulate", "trainer.clip_norm"),
+    "trainer.ema",
+)
+
+
+def settings_of(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
+    """What a sweep may vary, of a flat config: for TensorBoard's table of hyperparameters."""
+    chosen = {group: choices[group] for group in ("model", "data", "recipe")}
+    return chosen | {
+        key: value
+        for key, value in config.items()
+        if key.startswith(SETTINGS) and key not in chosen
+    }
+
+
+def time_lines(summary: dict[str, Any], loader: Any) -> list[str]:
+    """Where the time went, in per cent; what to turn if much of it was waiting for data."""
+    times, total = summary["time"], max(summary["seconds"], 1e-9)
+    parts = (f"{word} {100 * times[name] / total:.0f} %" for name, word in TIMES.items())
+    lines = [f"  time     {', '.join(parts)}"]
+    waited = times["data"] / max(times["data"] + times["compute"], 1e-9)
+    # Data in memory are changed on the device: no process could do it sooner.
+    if waited > 0.3 and isinstance(loader, FileLoader):
+        workers, cores = loader.workers, len(os.sched_getaffinity(0))
+        more = min(8, cores) if workers < min(8, cores) else 2 * workers
+        lines.append(
+            f"           {100 * waited:.0f} % of training was waiting for data: "
+            f"type trainer.workers={more}"
+        )
+    return lines
+
+
+def table(
+    summary: dict[str, Any],
+    published: dict[str, Any],
+    *,
+    title: str,
+    run_dir: Path,
+    time: list[str],
+    pictures: list[str],
+) -> str:
     """The end of a run: ours, the paper's beside it, and where to look."""
     names = [key.removeprefix("val/") for key in summary if key.startswith("val/")]
     best = f"best/{summary['primary']}"
@@ -102,10 +156,13 @@ def table(summary: dict[str, Any], published: dict[str, Any], *, title: str, run
     lines = [
         "",
         f"{title}: {summary['epochs']:g} epochs, {summary['steps']} steps, "
-        f"{minutes} min {seconds} s, {summary['parameters']:,} parameters",
+        f"{minutes} min {seconds} s, {summary['parameters']:,} parameters"
+        + (f", {summary['skipped_steps']} steps skipped" if summary["skipped_steps"] else ""),
         *(f"  {left:<14} {ours:>10}  {paper:>10}".rstrip() for left, ours, paper in rows),
         *([f"  paper    {published['source']}"] if "source" in published else []),
+        *time,
         f"  curves   {run_dir / 'curves.png'}",
+        *([f"  pictures {', '.join(pictures)} there"] if pictures else []),
         f"  weights  {run_dir / 'checkpoints' / 'best.pt'}",
         f"  browse   tensorboard --logdir {run_dir.parent}",
     ]

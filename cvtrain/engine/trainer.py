@@ -6,7 +6,7 @@ killed run that is resumed ends with the same bits.
 """
 
 import math
-import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,12 +21,25 @@ from cvtrain.engine.ema import Ema
 from cvtrain.engine.evaluate import evaluate
 from cvtrain.engine.logs import Logs
 from cvtrain.engine.machine import seed_generators
+from cvtrain.engine.optim import load_optimizer
+from cvtrain.engine.pictures import draw_samples
 from cvtrain.engine.plan import Parts, Plan, Position
+from cvtrain.engine.profile import NoProfile, Profile, profiled
 from cvtrain.engine.rundir import RunDir
 from cvtrain.engine.signals import StopFlag
-from cvtrain.engine.watch import FiniteWatch, non_finite_error, non_finite_tensor
+from cvtrain.engine.stopwatch import Stopwatch
+from cvtrain.engine.watch import (
+    Buffers,
+    FiniteWatch,
+    Skips,
+    non_finite_error,
+    non_finite_tensor,
+    step_figures,
+)
+from cvtrain.engine.window import Pairs, Window, mean_loss
 from cvtrain.errors import NonFiniteError
 from cvtrain.seeding import seed_for
+from cvtrain.tasks.base import Evaluator
 
 
 class Trainer:
@@ -61,8 +74,10 @@ class Trainer:
         self.autocast = torch.autocast(device.type, reduced, enabled=enabled)
         self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
         self.params = [p for p in parts.model.parameters() if p.requires_grad]
-        self.watch, self.position = FiniteWatch(), Position()
-        self.window: dict[str, Tensor] = {}
+        self.watch, self.skips, self.position = FiniteWatch(), Skips(config), Position()
+        self.stopwatch, self.window = Stopwatch(self.position), Window()
+        self.profile: NoProfile | Profile = NoProfile()
+        self.evaluator: Evaluator | None = None  # of the last evaluation
         self.grad_norm = torch.tensor(0.0)
         self.new_best = self.stopped = self.time_is_up = False
         self.images_per_sec: float | None = None
@@ -75,16 +90,23 @@ class Trainer:
         evaluated_at, total = position.evaluated_at, self.plan.total
         self.logs.open(step=position.step, evaluated_at=evaluated_at, total=total)
         self.stop.finish_the_step()
-        self.clock = time.perf_counter()
-        self.window_clock, self.window_step = self.clock, position.step
+        if position.step == 0:
+            draw_samples(self.parts, self.logs)
+        self.stopwatch = Stopwatch(position)
+        self.window.step, self.window.seconds = position.step, position.trained
         self.boundary()
-        while not self.finished:
-            epoch, start = divmod(position.step, steps)
-            for micro_batches in self.parts.train.epoch(epoch, start):
-                self.train_step(micro_batches)
-                self.boundary()
-                if self.finished:
-                    break
+        with profiled(self.config.profile, self.logs, self.device) as self.profile:
+            while not self.finished:
+                epoch, start = divmod(position.step, steps)
+                for micro_batches in self.parts.train.epoch(epoch, start):
+                    self.stopwatch.lap("data")
+                    self.train_step(micro_batches)
+                    self.stopwatch.lap("compute")
+                    self.boundary()
+                    if self.finished:
+                        break
+        if self.evaluator is None and not self.stopped:
+            self.evaluate()  # a run that was killed after its last one: for its pictures
 
     @property
     def finished(self) -> bool:
@@ -99,12 +121,11 @@ class Trainer:
     def boundary(self) -> None:
         """Between two steps: log, evaluate, save, as the plan has it; also what a resume owes."""
         position, plan = self.position, self.plan
-        self._tick()
         self.stopped = self.ranks.any(bool(self.stop), self.device)
         if plan.seconds is not None:
             self.time_is_up = self.ranks.any(position.seconds >= plan.seconds, self.device)
         at_end = self.finished and not self.stopped
-        if position.step and self.window and (at_end or position.step % plan.log_every == 0):
+        if position.step and self.window.totals and (at_end or position.step % plan.log_every == 0):
             self.log()
         due = position.step and (at_end or position.step % plan.eval_every == 0)
         if due and position.evaluated_at != position.step and not self.stopped:
@@ -113,6 +134,7 @@ class Trainer:
             due or self.stopped or self.finished or position.step % plan.checkpoint_every == 0
         ):
             self.save()
+        self.stopwatch.lap()
 
     def train_step(self, micro_batches: tuple[Any, ...]) -> None:
         """One optimizer step over this process's part of the global batch."""
@@ -120,6 +142,41 @@ class Trainer:
         parts.schedule.apply(parts.optimizer, step)
         seed_generators(seed_for(self.seed, "step", step, self.ranks.rank), self.device)
         batches = [to_device(batch, self.device) for batch in micro_batches]
+        before = Buffers(parts.model) if self.skips.on else None
+        loss, figures = self._backward(batches)
+        self.scaler.unscale_(parts.optimizer)
+        gradients = [p.grad for p in self.params if p.grad is not None]
+        # On the CPU a loop over small tensors is the faster way, on a GPU one grouped kernel.
+        norm = get_total_norm(gradients, foreach=self.device.type != "cpu")
+        # Under fp16 an infinite gradient is the scaler's business, unless it is to be skipped here.
+        tolerated = self.scaler.is_enabled() and before is None
+        finite = self.ranks.all(loss.isfinite() & (norm.isfinite() | tolerated))
+        rate = parts.optimizer.param_groups[0]["lr"]
+
+        def report() -> NonFiniteError:
+            values, ids = step_figures(batches, figures, self.ranks)
+            return self._error(step, {**values, "grad_norm": norm.item(), "lr": rate}, ids)
+
+        if before is not None and not finite.item():  # skipping waits for the device, each step
+            before.restore()
+            self.logs.line(self.skips.count(self.position, report()))
+        else:
+            self.watch.step(finite, report)
+            if self.config.clip_norm is not None:
+                clip_grads_with_norm_(self.params, self.config.clip_norm, norm)
+            self.scaler.step(parts.optimizer)
+            self.ema.update()
+            self.window.add(figures)  # nothing of a skipped step is ever logged
+            self.grad_norm, self.position.skipped_in_a_row = norm, 0
+        self.scaler.update()
+        parts.optimizer.zero_grad(set_to_none=True)
+        self.position.step += 1
+        self.profile.step()
+        self.logs.bar.update()
+
+    def _backward(self, batches: list[Any]) -> tuple[Tensor, list[Pairs]]:
+        """Gradients of the step's loss; that loss, and every micro-batch's named pairs."""
+        parts, figures = self.parts, []
         counts = self._counts(batches) if len(batches) > 1 else {}
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
@@ -127,26 +184,12 @@ class Trainer:
                 with self.autocast:
                     pairs = parts.task.losses(self.model, parts.transform(batch))
                 counts = counts or self.ranks.sum({name: pair[1] for name, pair in pairs.items()})
-                loss = self._mean(pairs, counts)
+                loss = mean_loss(pairs, counts)
                 # DDP averages gradients over processes; the counts are already global.
                 self.scaler.scale(loss * self.ranks.world_size).backward()
             total += loss.detach()
-            self._add(pairs)
-        self.scaler.unscale_(parts.optimizer)
-        gradients = [p.grad for p in self.params if p.grad is not None]
-        # On the CPU a loop over small tensors is the faster way, on a GPU one grouped kernel.
-        self.grad_norm = get_total_norm(gradients, foreach=self.device.type != "cpu")
-        # Under fp16 an infinite gradient is the scaler's business: it skips and scales down.
-        finite = total.isfinite() & (self.grad_norm.isfinite() | self.scaler.is_enabled())
-        self.watch.step(finite, lambda: self._non_finite(step, pairs, batches))
-        if self.config.clip_norm is not None:
-            clip_grads_with_norm_(self.params, self.config.clip_norm, self.grad_norm)
-        self.scaler.step(parts.optimizer)
-        self.scaler.update()
-        parts.optimizer.zero_grad(set_to_none=True)
-        self.ema.update()
-        self.position.step += 1
-        self.logs.bar.update()
+            figures.append(pairs)
+        return total, figures
 
     def _counts(self, batches: list[Any]) -> dict[str, Tensor]:
         counts: dict[str, Tensor] = {}
@@ -155,55 +198,31 @@ class Trainer:
                 counts[name] = counts.get(name, 0) + count
         return self.ranks.sum(counts)
 
-    def _mean(self, pairs: dict[str, tuple[Tensor, Tensor]], counts: dict[str, Tensor]) -> Tensor:
-        """The loss: of each named one that carries a gradient, its sum over the global count."""
-        # A count of 0 (no positive in the batch) comes with a sum of 0.
-        return sum(  # type: ignore[return-value]
-            total / counts[name].to(total.dtype).clamp(min=torch.finfo(total.dtype).tiny)
-            for name, (total, _) in pairs.items()
-            if total.requires_grad
-        )
-
     # Figures
-
-    def _add(self, pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
-        for name, (total, count) in pairs.items():
-            kind = "loss" if total.requires_grad else "figure"
-            for key, value in ((f"{name}/{kind}", total), (f"{name}/count", count)):
-                self.window[key] = self.window.get(key, 0) + value.detach().double()
 
     def log(self) -> None:
         """Means since the last log point; the one place where training waits for the device."""
-        position, plan = self.position, self.plan
-        totals = {key: value.item() for key, value in self.ranks.sum(self.window).items()}
-        values, loss = {}, 0.0
-        for key in totals:
-            name, _, kind = key.rpartition("/")
-            if kind != "count":
-                values[f"train/{name}"] = totals[key] / (totals[f"{name}/count"] or 1)
-                loss += values[f"train/{name}"] if kind == "loss" else 0
-        values["train/loss"] = loss
+        position = self.position
+        values = self.window.means(self.ranks)
+        self.stopwatch.lap("compute")
         values["train/lr"] = self.parts.optimizer.param_groups[0]["lr"]
-        values["train/grad_norm"] = self.grad_norm.item()
-        seconds = time.perf_counter() - self.window_clock
-        images = (position.step - self.window_step) * plan.batch_size
-        self.images_per_sec = values["train/images_per_sec"] = images / max(seconds, 1e-9)
+        if math.isfinite(norm := self.grad_norm.item()):  # infinite only before fp16's scale fits
+            values["train/grad_norm"] = norm
+        self.images_per_sec = self.plan.batch_size * self.window.steps_per_second(position)
+        values["train/images_per_sec"] = self.images_per_sec
         self.watch.check()
         self.logs.scalars(values, step=position.step, epoch=self.epoch)
         self.shown = {k: v for k, v in values.items() if k in ("train/loss", "train/top1_err")}
-        self.logs.progress({**self.shown, "train/images_per_sec": values["train/images_per_sec"]})
-        self.window = {}
-        self.window_clock, self.window_step = time.perf_counter(), position.step
+        self.logs.progress({**self.shown, "train/images_per_sec": self.images_per_sec})
+        self.window = Window(position.step, position.trained)
 
     @property
     def epoch(self) -> float:
         return self.position.step / self.parts.train.steps
 
-    def validate(self) -> None:
-        """Evaluate the (averaged) network; pick the best. A stop in between leaves it owed."""
-        position, primary = self.position, self.parts.task.primary
-        begin = time.perf_counter()
-        figures = evaluate(
+    def evaluate(self) -> dict[str, float] | None:
+        """The (averaged) network's figures; None when a stop came in between."""
+        self.evaluator = evaluate(
             self.ema.model,
             self.parts.val,
             task=self.parts.task,
@@ -214,39 +233,29 @@ class Trainer:
             stop=self.stop,
             max_batches=self.eval_config.max_batches,
         )
-        self.window_clock += time.perf_counter() - begin
+        figures = self.evaluator.compute() if self.evaluator else None
+        self.stopwatch.lap("eval")
+        self.stopped = figures is None
+        return figures
+
+    def validate(self) -> None:
+        """Evaluate; pick the best. A stop in between leaves it owed."""
+        position, primary = self.position, self.parts.task.primary
+        self.stopwatch.lap()
+        figures = self.evaluate()
         if figures is None:
-            self.stopped = True
             return
         values = {f"val/{name}": value for name, value in figures.items()}
         if not all(torch.isfinite(torch.tensor(list(values.values())))):
             raise self._error(position.step, values, [])
         position.evaluated_at, position.metrics = position.step, values
-        value = values[f"val/{primary.name}"]
-        sign = -1 if primary.higher_is_better else 1
+        value, sign = values[f"val/{primary.name}"], -1 if primary.higher_is_better else 1
         self.parts.schedule.observe(sign * value)
-        self.new_best = position.best is None or sign * value < sign * position.best
-        position.waited = 0 if self.new_best else position.waited + 1
-        if self.new_best:
-            position.best, position.best_step = value, position.step
+        self.new_best = position.judge(value, sign)
         self.logs.scalars(values, step=position.step, epoch=self.epoch)
         shown = {**getattr(self, "shown", {}), **values}
         text = "  ".join(f"{name} {number:.4g}" for name, number in shown.items())
         self.logs.line(f"epoch {self.epoch:6.2f}  step {position.step:>6}  {text}")
-
-    def _tick(self) -> None:
-        now = time.perf_counter()
-        self.position.seconds += now - self.clock
-        self.clock = now
-
-    def _non_finite(
-        self, step: int, pairs: dict[str, tuple[Tensor, Tensor]], batches: list[Any]
-    ) -> NonFiniteError:
-        values = {name: (total / count).item() for name, (total, count) in pairs.items()}
-        values["grad_norm"] = self.grad_norm.item()
-        values["lr"] = self.parts.optimizer.param_groups[0]["lr"]
-        ids = [i for b in batches if hasattr(b, "ids") for i in b.ids.tolist()]
-        return self._error(step, values, ids)
 
     def _error(self, step: int, values: dict[str, float], ids: list[int]) -> NonFiniteError:
         samples = [self.parts.source.name_of(index) for index in ids]
@@ -256,14 +265,13 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values only; no random state, for there is none to keep."""
-        window = {key: value.item() for key, value in self.ranks.sum(self.window).items()}
         return {
             "model": self.parts.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.parts.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "schedule": self.parts.schedule.state_dict(),
-            "position": {**vars(self.position), "window": window},
+            "position": asdict(self.position) | {"window": self.window.state(self.ranks)},
             **self.about,
         }
 
@@ -271,23 +279,15 @@ class Trainer:
         """Go on from `state`. Raises CheckpointError when it is another network's."""
         load_weights(self.parts.model, state["model"], source=source, reset=False)
         self.ema.load_state_dict(state["ema"])
-        optimizer = self.parts.optimizer
-        # torch restores the old rates and decays too; the config's are meant to hold.
-        fresh = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        optimizer.load_state_dict(state["optimizer"])
-        for group, settings in zip(optimizer.param_groups, fresh, strict=True):
-            group.update(settings)
+        load_optimizer(self.parts.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.parts.schedule.load_state_dict(state["schedule"])
         self.position = Position(**state["position"])
-        share = float(self.ranks.is_main)  # the sums were taken over all processes
-        self.window = {
-            key: torch.tensor(share * value, dtype=torch.float64, device=self.device)
-            for key, value in self.position.window.items()
-        }
+        self.window.load(self.position.window, self.ranks, self.device)
 
     def save(self) -> None:
         """Write a checkpoint, on the main process; nothing that is not finite is ever written."""
+        self.stopwatch.lap()
         self.watch.check()
         state = self.state()
         # An update can overflow where loss and gradient did not.
@@ -297,4 +297,4 @@ class Trainer:
             path = self.checkpoints.save(state, step=self.position.step, best=self.new_best)
             self.run.status(step=self.position.step, epoch=self.epoch, last_checkpoint=path.name)
         self.new_best = False
-        self._tick()
+        self.stopwatch.lap("save")

@@ -1,13 +1,19 @@
-"""Stops a run at the first loss or gradient that is not finite, without waiting for the device."""
+"""Stops a run at a loss or gradient that is not finite, without waiting for the device; or passes
+over the step."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cvtrain.config import OnNonfinite, Precision, TrainerConfig
+from cvtrain.engine.distributed import Ranks
+from cvtrain.engine.plan import Position
+from cvtrain.engine.window import Pairs
 from cvtrain.errors import NonFiniteError
 
 
@@ -47,6 +53,60 @@ class FiniteWatch:
             flag.copied.synchronize()
         if not flag.finite.item():
             raise flag.report()
+
+
+class Buffers:
+    """A network's buffers as they are now, for a bad batch spoils batch norm's averages."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.saved = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(self.saved[name])
+
+
+class Skips:
+    """Whether a step that is not finite is passed over, and how many in a row may be."""
+
+    def __init__(self, config: TrainerConfig) -> None:
+        self.on = config.on_nonfinite is OnNonfinite.skip
+        # Under fp16 a scale that is too high costs a step each time that it is halved.
+        default = 20 if config.precision is Precision.fp16 else 3
+        self.most = default if config.max_skips is None else config.max_skips
+
+    def count(self, position: Position, error: NonFiniteError) -> str:
+        """The line that says so. Raises the error after too many in a row."""
+        position.skipped += 1
+        position.skipped_in_a_row += 1
+        row = f"{position.skipped_in_a_row} in a row"
+        if position.skipped_in_a_row > self.most:
+            raise NonFiniteError(f"{error.what}; {row} were skipped", error.where, error.fix)
+        return f"warning: skipped, {row}: {error.what}; {error.where}"
+
+
+def step_figures(
+    batches: list[Any], figures: list[Pairs], ranks: Ranks
+) -> tuple[dict[str, float], list[int]]:
+    """A bad step's named figures and samples; all processes come here together.
+
+    The trouble may be another process's: of each figure one that is not finite is taken, and only
+    the samples of the processes that have such a figure, if any has.
+    """
+    mine = {}
+    for name in figures[0]:
+        totals, counts = (list(of) for of in zip(*(pairs[name] for pairs in figures), strict=True))
+        mine[name] = sum(totals).item() / (sum(counts).item() or 1)
+    ids = [i for batch in batches if hasattr(batch, "ids") for i in batch.ids.tolist()]
+    everyone = ranks.gather((mine, ids))
+    bad = [(v, ids) for v, ids in everyone if not all(map(math.isfinite, v.values()))] or everyone
+    values = {
+        name: next((v[name] for v, _ in bad if not math.isfinite(v[name])), bad[0][0][name])
+        for name in mine
+    }
+    return values, [i for _, samples in bad for i in samples]
 
 
 def non_finite_error(

@@ -1,10 +1,13 @@
 """The seam between the engine and what is learnt."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor, nn
 
 from cvtrain.errors import ConfigError
+
+Picture = np.ndarray  # uint8 [H, W, 3]
 
 
 class Metric(NamedTuple):
@@ -15,11 +18,28 @@ class Metric(NamedTuple):
 class Evaluator(Protocol):
     """Counts over an evaluation. `totals` are summed over processes before `compute` divides."""
 
-    totals: dict[str, Tensor]  # scalars: sums and counts, float64 or int64
+    totals: dict[str, Tensor]  # sums and counts, float64 or int64, of fixed shapes
 
     def update(self, predictions: Any, batch: Any) -> None: ...
 
     def compute(self) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class Showing(Evaluator, Protocol):
+    """An evaluator that has more to show than figures."""
+
+    def kept(self) -> Any:
+        """What this process has besides its totals; plain values."""
+
+    def merge(self, kept: list[Any]) -> None:
+        """Take what `kept` gave on every process."""
+
+    def report(self, source: Any) -> dict[str, Any]:
+        """Further entries of `summary.json`."""
+
+    def pictures(self, source: Any, split: str) -> dict[str, Picture]:
+        """By name; `split` is the one that was evaluated."""
 
 
 class Task:
@@ -45,6 +65,10 @@ class Task:
             "trainer.accumulate",
             "type trainer.accumulate=1",
         )
+
+    def pictures(self, batch: Any, source: Any) -> dict[str, Picture]:
+        """Of a training batch as the network gets it, by name; none unless a task draws some."""
+        return {}
 
     def predict(self, model: nn.Module, batch: Any) -> Any:
         raise NotImplementedError

@@ -1,4 +1,7 @@
-"""One label per image."""
+"""One label per image; in training an image may be a mixture and have a share of each class."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -6,13 +9,16 @@ from torch.nn import functional as F
 
 from cvtrain.data.batch import ClassificationBatch
 from cvtrain.errors import ConfigError
-from cvtrain.metrics.topk import topk_wrong
-from cvtrain.tasks.base import Metric, Task
+from cvtrain.metrics.sheet import sheet
+from cvtrain.tasks.base import Metric, Picture, Task
+from cvtrain.tasks.classification_evaluator import ClassificationEvaluator, as_rgb
 
 
 class Classification(Task):
     """Cross-entropy over logits `[N, classes]`; top-1 and top-5 error in per cent.
 
+    Labels are int64 `[N]`, or in training float `[N, classes]`: the shares of a mixed image, whose
+    error is that of the class with the largest one.
     `class_weights` weigh each sample's loss by its class, and the mean by the weights' sum.
     `reject_logit` adds to the loss a further class of that constant logit: with logits of minus a
     distance it is the discriminative criterion of LeCun et al. 1998, equation 9, where -j is the
@@ -33,6 +39,7 @@ class Classification(Task):
             raise ConfigError(
                 f"{len(class_weights)} weights for {num_classes} classes", "task.class_weights"
             )
+        self.num_classes = num_classes
         self.label_smoothing, self.reject_logit = label_smoothing, reject_logit
         self.class_weights = None if class_weights is None else torch.tensor(class_weights)
 
@@ -40,7 +47,8 @@ class Classification(Task):
         self, model: nn.Module, batch: ClassificationBatch
     ) -> dict[str, tuple[Tensor, Tensor]]:
         logits = model(batch.images).float()
-        wrong = (logits.detach().argmax(1) != batch.labels).sum()
+        labels = batch.labels.argmax(1) if batch.labels.is_floating_point() else batch.labels
+        wrong = (logits.detach().argmax(1) != labels).sum()
         samples = self.samples(batch)
         return {
             "loss": (self.cross_entropy(logits, batch.labels), self.weight(batch)),
@@ -53,8 +61,16 @@ class Classification(Task):
     def predict(self, model: nn.Module, batch: ClassificationBatch) -> Tensor:
         return model(batch.images).float()
 
-    def evaluator(self) -> "ClassificationEvaluator":
+    def evaluator(self) -> ClassificationEvaluator:
         return ClassificationEvaluator(self)
+
+    def pictures(self, batch: ClassificationBatch, source: Any) -> dict[str, Picture]:
+        """`samples`: images as the network sees them, but for the normalisation, and classes."""
+        mean, std = (torch.tensor(v, device=batch.images.device) for v in (source.mean, source.std))
+        pixels = batch.images.float() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+        images = (255 * pixels).round().clamp(0, 255).byte()
+        captions = [shares(label, source.info.shown) for label in batch.labels.cpu()]
+        return {"samples": sheet([as_rgb(image) for image in images], captions, columns=8)}
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed over the batch, so that the engine can divide once."""
@@ -62,6 +78,7 @@ class Classification(Task):
         if self.reject_logit is not None:
             logits = F.pad(logits, (0, 1), value=self.reject_logit)
             weights = None if weights is None else F.pad(weights, (0, 1))
+            labels = F.pad(labels, (0, 1)) if labels.is_floating_point() else labels
         return F.cross_entropy(
             logits,
             labels,
@@ -76,32 +93,16 @@ class Classification(Task):
     def weight(self, batch: ClassificationBatch) -> Tensor:
         if self.class_weights is None:
             return self.samples(batch)
-        return self.class_weights.to(batch.labels.device)[batch.labels].sum()
+        weights = self.class_weights.to(batch.labels.device)
+        if batch.labels.is_floating_point():
+            return (batch.labels @ weights.to(batch.labels.dtype)).sum()
+        return weights[batch.labels].sum()
 
 
-class ClassificationEvaluator:
-    """Errors in whole samples, the loss in float64: exact over any batching."""
-
-    def __init__(self, task: Classification) -> None:
-        self.task = task
-        names = ("samples", "top1_wrong", "top5_wrong", "loss_sum", "weight")
-        self.totals = {name: torch.zeros((), dtype=torch.float64) for name in names}
-
-    def update(self, predictions: Tensor, batch: ClassificationBatch) -> None:
-        self._add("samples", self.task.samples(batch))
-        self._add("top1_wrong", topk_wrong(predictions, batch.labels, 1))
-        self._add("top5_wrong", topk_wrong(predictions, batch.labels, 5))
-        self._add("loss_sum", self.task.cross_entropy(predictions, batch.labels))
-        self._add("weight", self.task.weight(batch))
-
-    def _add(self, name: str, value: Tensor) -> None:
-        # A zero-dimensional tensor of the CPU joins one of any device: nothing waits for a GPU.
-        self.totals[name] = self.totals[name] + value.double()
-
-    def compute(self) -> dict[str, float]:
-        total = {name: value.item() for name, value in self.totals.items()}
-        return {
-            "loss": total["loss_sum"] / total["weight"],
-            "top1_err": 100 * total["top1_wrong"] / total["samples"],
-            "top5_err": 100 * total["top5_wrong"] / total["samples"],
-        }
+def shares(label: Tensor, names: Sequence[str]) -> list[str]:
+    """The class of a sample; of a mixed one the two largest shares."""
+    if not label.is_floating_point():
+        return [names[int(label)]]
+    values, classes = label.topk(min(2, len(label)))
+    pairs = zip(values.tolist(), classes.tolist(), strict=True)
+    return [f"{names[c]}, {100 * value:.0f} %" for value, c in pairs if value > 0.005]

@@ -4,24 +4,37 @@ import json
 import logging
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cvtrain.build import build_parts, build_plan
-from cvtrain.compose import Composed
+from cvtrain.compose import Composed, flatten
 from cvtrain.config import Switch
 from cvtrain.engine.checkpoint import Checkpoints, load_weights, read_checkpoint
 from cvtrain.engine.distributed import Ranks
+from cvtrain.engine.environment import write_environment
 from cvtrain.engine.logs import Logs
 from cvtrain.engine.machine import pick_device, pick_precision, settings
+from cvtrain.engine.pictures import draw_evaluation
 from cvtrain.engine.plan import Parts
-from cvtrain.engine.rundir import RunDir, read_status, write_atomic
+from cvtrain.engine.rundir import RunDir, read_status
 from cvtrain.engine.signals import StopFlag
-from cvtrain.engine.summary import draw_curves, git_revision, table, versions, write_summary
+from cvtrain.engine.summary import (
+    draw_curves,
+    git_revision,
+    report_of,
+    settings_of,
+    table,
+    time_lines,
+    versions,
+    write_summary,
+)
 from cvtrain.engine.trainer import Trainer
-from cvtrain.errors import CvtrainError, Stopped
+from cvtrain.errors import CvtrainError, MachineError, Stopped
+from cvtrain.files import write_atomic
 from cvtrain.resume import changed_keys, check_same, checkpoint_file, read_run_checkpoint
 
 log = logging.getLogger(__name__)
@@ -95,7 +108,8 @@ class Run:
             directory.discard()
             return
         name = error.name if isinstance(error, CvtrainError) else type(error).__name__
-        directory.status(state="failed", exit_code=code, error=name, message=str(error))
+        with suppress(MachineError):  # where nothing can be written now, the error says so
+            directory.status(state="failed", exit_code=code, error=name, message=str(error))
 
     def _train(self, directory: RunDir | None, stop: StopFlag) -> float | None:
         checkpoints = Checkpoints(self.path)
@@ -106,25 +120,40 @@ class Run:
             if self.state is None:
                 log.info("resume: no checkpoint in %s yet, starting at step 0", self.path)
         changed = self._check_config()
-        if self.state and not changed and read_status(self.path).get("state") == "done":
+        if self.state and not changed and self._is_finished(self.state):
             log.info("finished already: %s", self.path)
             return self._finished_figure()
         self._announce()
         parts = build_parts(self.config, device=self.device, ranks=self.ranks)
         trainer = self._trainer(parts, directory, checkpoints, stop)
         self._begin(trainer, changed)
+        state = trainer.state()  # on every process: it sums over them
         if directory:
-            write_atomic(self.path / "config.yaml", self.composed.text)
-            directory.status(state="running", exit_code=None, error=None)
+            checkpoints.warn_if_short_of_space(state)
+            self._write_start(directory, parts)
         try:
             trainer.fit()
+            if stop:
+                raise self._go_on(stop)
+            return self._finish(trainer, directory)
         finally:
             trainer.logs.close()
             parts.train.close()
             parts.val.close()
-        if stop:
-            raise self._go_on(stop)
-        return self._finish(trainer, directory)
+
+    def _write_start(self, directory: RunDir, parts: Parts) -> None:
+        """What is known before the first step."""
+        write_atomic(self.path / "config.yaml", self.composed.text)
+        write_environment(self.path, self.device)
+        if parts.source.bad:
+            lines = (" ".join(line.split("\n")) for line in parts.source.bad)
+            write_atomic(self.path / "bad_images.txt", "\n".join(lines) + "\n")
+        directory.status(state="running", exit_code=None, error=None)
+
+    def _is_finished(self, state: dict[str, Any]) -> bool:
+        """Not where a damaged last checkpoint was passed over: the rest is trained again."""
+        status = read_status(self.path)
+        return status.get("state") == "done" and status.get("step") == state["position"]["step"]
 
     def _check_config(self) -> dict[str, str]:
         if self.state is None:
@@ -212,8 +241,33 @@ class Run:
         figure = trainer.position.metrics.get(f"val/{primary}")
         if directory is None:
             return figure
+        source, logs, choices = trainer.parts.source, trainer.logs, self.composed.choices
+        about = {**self._about(trainer), **report_of(trainer.evaluator, source)}
+        summary = write_summary(
+            self.path, trainer.position, trainer.parts, device=self.device, about=about
+        )
+        draw_curves(logs.read(), self.path / "curves.png", primary=primary)
+        split, step = self.config.eval.split, trainer.position.step
+        pictures = draw_evaluation(trainer.evaluator, source, logs, split=split, step=step)
+        settings = settings_of(flatten(self.composed.text), choices)
+        logs.hparams(settings, trainer.position.metrics)
+        logs.bar.close()
+        directory.status(state="done", exit_code=0, error=None)
+        lines = table(
+            summary,
+            self.config.published,
+            title=f"{choices['model']} on {choices['data']}",
+            run_dir=self.path,
+            time=time_lines(summary, trainer.parts.train),
+            pictures=pictures,
+        )
+        print(lines, trainer.profile.table, sep="\n", end="", flush=True)
+        return figure
+
+    def _about(self, trainer: Trainer) -> dict[str, Any]:
+        """What the summary says of the run besides its figures."""
         choices = self.composed.choices
-        about: dict[str, Any] = {
+        return {
             "train/images_per_sec": trainer.images_per_sec,
             "model": choices["model"],
             "data": choices["data"],
@@ -225,14 +279,6 @@ class Run:
             "threads": torch.get_num_threads(),
             "versions": versions(),
         }
-        summary = write_summary(
-            self.path, trainer.position, trainer.parts, device=self.device, about=about
-        )
-        draw_curves(trainer.logs.read(), self.path / "curves.png", primary=primary)
-        directory.status(state="done", exit_code=0, error=None)
-        title = f"{choices['model']} on {choices['data']}"
-        print(table(summary, self.config.published, title=title, run_dir=self.path), flush=True)
-        return figure
 
     def _finished_figure(self) -> float | None:
         summary = json.loads((self.path / "summary.json").read_text())

@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from cvtrain.data.arrays import Arrays
-from cvtrain.data.augment import Affine, ArrayTransform, HorizontalFlip, PadCrop
+from cvtrain.data.augment import (
+    Affine,
+    Augment,
+    BatchTransform,
+    HorizontalFlip,
+    Lighting,
+    OneByOne,
+    PadCrop,
+)
 
 TRANSFORMS = [PadCrop(padding=3), HorizontalFlip(), Affine(degrees=9, shift=2, scale=0.2, shear=7)]
 
@@ -142,7 +150,7 @@ def test_affine_shear_leans_the_upright() -> None:
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
-def test_pure_in_image_and_uniforms(transform: ArrayTransform) -> None:
+def test_pure_in_image_and_uniforms(transform: BatchTransform) -> None:
     """Neither the batch a sample is in nor the global generator has a say."""
     x, u = images(), uniforms(6, transform.draws)
     before = x.clone()
@@ -159,14 +167,65 @@ def test_pure_in_image_and_uniforms(transform: ArrayTransform) -> None:
 
 def test_transforms_share_the_columns_of_the_table() -> None:
     x, labels = images(8), torch.arange(8)
-    split = Arrays(x, labels, TRANSFORMS)
-    assert split.draws == 2 + 1 + 6
+    augment = Augment(TRANSFORMS)
+    assert augment.draws == 2 + 1 + 6
     table, index = uniforms(8, 9), torch.tensor([5, 2, 7])
-    batch = split.batch(index, table[index])
+    batch = augment(Arrays(x, labels).batch(index), table[index])
     expected = x[index]
     for transform, columns in zip(TRANSFORMS, ([0, 1], [2], [3, 4, 5, 6, 7, 8]), strict=True):
         expected = transform(expected, table[index][:, columns])
     assert torch.equal(batch.images, expected)
     assert batch.labels.tolist() == batch.ids.tolist() == [5, 2, 7]
-    # Evaluation has no table and so no augmentation.
-    assert torch.equal(split.batch(index, None).images, x[index])
+
+
+def test_torchvisions_transforms_take_their_draws_from_the_uniform() -> None:
+    x, u = images(8), uniforms(8, 1)
+    jitter = v2.ColorJitter(0.5, 0.5, 0.5)
+    together = OneByOne(jitter)(x, u)
+    alone = torch.cat([OneByOne(jitter)(x[i : i + 1], u[i : i + 1]) for i in reversed(range(8))])
+    assert torch.equal(together, alone.flip(0))
+    assert not torch.equal(together, x)
+    assert not torch.equal(together, OneByOne(jitter)(x, uniforms(8, 1, seed=2)))
+
+
+def test_lighting_moves_along_the_components() -> None:
+    """One component of deviation 0.1 * 0.2 of 255, along which red goes up as blue goes down."""
+    lighting = Lighting(
+        sigma=0.1, values=[0.2, 0.0, 0.0], vectors=[[1, 0, 0], [0, 1, 0], [-1, 0, 1]]
+    )
+    x = torch.full((4000, 3, 1, 1), 128, dtype=torch.uint8)
+    shift = lighting(x, uniforms(4000, 3)).double()[:, :, 0, 0] - 128
+    assert (shift[:, 0] == -shift[:, 2]).all()
+    assert (shift[:, 1] == 0).all()
+    assert shift[:, 0].mean().abs() < 0.4
+    assert shift[:, 0].std().item() == pytest.approx(5.1, rel=0.05)
+    grey = images(channels=1)
+    assert torch.equal(lighting(grey, uniforms(6, 3)), grey)
+
+
+@pytest.mark.parametrize("kind", [v2.MixUp, v2.CutMix])
+def test_a_mix_blends_images_and_labels_alike(kind: type) -> None:
+    """Only the image of class 2 is white: the share of white is the share of that label."""
+    x = torch.zeros(4, 1, 16, 16, dtype=torch.uint8)
+    x[2] = 255
+    batch = Arrays(x, torch.arange(4)).batch(torch.arange(4))
+    mixed = Augment([], [kind(alpha=1.0, num_classes=4)]).mix(batch, 5)
+    white = mixed.images.mean((1, 2, 3)) / 255
+    torch.testing.assert_close(white, mixed.labels[:, 2])
+    torch.testing.assert_close(mixed.labels.sum(1), torch.ones(4))
+    assert 0 < mixed.labels[2, 2] < 1
+    assert mixed.labels[3, 2] == 1 - mixed.labels[2, 2]  # the partner is the sample before
+    assert mixed.ids.tolist() == [0, 1, 2, 3]
+
+
+def test_one_of_several_mixes_is_drawn_a_step() -> None:
+    x = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
+    x[1] = 255
+    augment = Augment([], [v2.MixUp(alpha=1.0, num_classes=2), v2.CutMix(alpha=1.0, num_classes=2)])
+    batch = Arrays(x, torch.arange(2)).batch(torch.arange(2))
+    pasted = [
+        bool(((mixed := augment.mix(batch, seed).images) % 255 == 0).all()) for seed in range(40)
+    ]
+    assert 10 < sum(pasted) < 30
+    assert torch.equal(augment.mix(batch, 3).images, augment.mix(batch, 3).images)
+    assert mixed.dtype == torch.float32

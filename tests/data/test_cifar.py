@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cvtrain.data.cifar import CIFAR10, read_binary_batch, read_python_batch
+from cvtrain.data.cifar import CIFAR10, CIFAR100, read_binary_batch, read_python_batch
+from cvtrain.data.source import Augmentations
 from cvtrain.errors import DataError
 
 TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
@@ -53,7 +54,7 @@ def test_reads_what_was_written(tmp_path: Path, layout: str) -> None:
     else:
         write_python(tmp_path, protocol=int(layout[-1]))
     source = cifar(tmp_path)
-    train, val = source.train([]), source.val()
+    train, val = source.train(32, Augmentations()), source.val(32)
     assert (len(train), len(val)) == (5 * PER_BATCH, PER_BATCH)
     assert train.images.dtype == torch.uint8
     assert train.labels.dtype == torch.int64
@@ -72,8 +73,10 @@ def test_both_layouts_are_the_same_data(tmp_path: Path) -> None:
     write_python(tmp_path / "a", protocol=2)
     write_binary(tmp_path / "b")
     sources = [cifar(tmp_path / name) for name in "ab"]
-    assert torch.equal(sources[0].train([]).images, sources[1].train([]).images)
-    assert torch.equal(sources[0].val().labels, sources[1].val().labels)
+    assert torch.equal(
+        sources[0].train(32, Augmentations()).images, sources[1].train(32, Augmentations()).images
+    )
+    assert torch.equal(sources[0].val(32).labels, sources[1].val(32).labels)
     assert sources[0].info.fingerprint == sources[1].info.fingerprint
 
 
@@ -94,7 +97,7 @@ def test_a_pickle_of_python_2(tmp_path: Path) -> None:
     )
     stream = b"\x80\x02}(" + short(b"data") + array + short(b"labels") + b"]K\x07au."
     (tmp_path / "batch").write_bytes(stream)
-    read, labels = read_python_batch(tmp_path / "batch")
+    read, labels = read_python_batch(tmp_path / "batch", b"labels", 10)
     assert np.array_equal(read, pixels)
     assert labels.tolist() == [7]
 
@@ -193,7 +196,7 @@ GOOD, LABELS = content(0)
 def test_a_broken_python_batch_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "data_batch_1").write_bytes(data)
     with pytest.raises(DataError) as caught:
-        read_python_batch(tmp_path / "data_batch_1")
+        read_python_batch(tmp_path / "data_batch_1", b"labels", 10)
     assert str(tmp_path / "data_batch_1") in caught.value.line()
 
 
@@ -211,8 +214,31 @@ def test_a_broken_python_batch_is_refused_by_name(tmp_path: Path, data: bytes) -
 def test_a_broken_binary_batch_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "data_batch_1.bin").write_bytes(data)
     with pytest.raises(DataError) as caught:
-        read_binary_batch(tmp_path / "data_batch_1.bin")
+        read_binary_batch(tmp_path / "data_batch_1.bin", 1, 10)
     assert str(tmp_path / "data_batch_1.bin") in caught.value.line()
+
+
+@pytest.mark.parametrize("layout", ["python", "binary"])
+def test_cifar100_has_fine_labels(tmp_path: Path, layout: str) -> None:
+    """Records of a coarse and a fine label; the python files name them."""
+    folder = tmp_path / f"cifar-100-{layout}"
+    folder.mkdir()
+    for number, name in enumerate(["train", "test"]):
+        pixels, coarse = content(number)
+        fine = [99, 0, 57, 8]
+        if layout == "python":
+            batch = {b"coarse_labels": coarse, b"fine_labels": fine, b"data": pixels}
+            (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+        else:
+            rows = zip(coarse, fine, pixels, strict=True)
+            data = b"".join(bytes([c, f]) + row.tobytes() for c, f, row in rows)
+            (folder / f"{name}.bin").write_bytes(data)
+    source = CIFAR100(root=str(tmp_path), mean=[0.5] * 3, std=[0.25] * 3)
+    train = source.train(32, Augmentations())
+    assert train.labels.tolist() == [99, 0, 57, 8]
+    assert np.array_equal(train.images.numpy().reshape(4, -1), content(0)[0])
+    assert len(source.info.classes) == 100
+    assert [source.info.classes[i] for i in (99, 0, 57, 8)] == ["worm", "apple", "pear", "bicycle"]
 
 
 @pytest.mark.data
@@ -221,7 +247,7 @@ def test_the_real_cifar10() -> None:
     if not root:
         pytest.skip("set CVTRAIN_DATA to the folder that holds cifar-10-batches-py")
     source = cifar(Path(root))
-    train, val = source.train([]), source.val()
+    train, val = source.train(32, Augmentations()), source.val(32)
     assert train.images.shape == (50_000, 3, 32, 32)
     assert val.images.shape == (10_000, 3, 32, 32)
     assert train.labels.bincount().tolist() == [5_000] * 10

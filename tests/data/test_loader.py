@@ -1,5 +1,8 @@
 """Which samples make which step: once an epoch, the same whoever reads them and from wherever."""
 
+import os
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,13 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from cvtrain.data.arrays import Arrays
-from cvtrain.data.augment import HorizontalFlip, PadCrop
+from cvtrain.data.augment import Augment, HorizontalFlip, PadCrop
 from cvtrain.data.batch import ClassificationBatch
-from cvtrain.data.image_folder import ImageFolder
+from cvtrain.data.crops import CenterCrop
+from cvtrain.data.image_folder import ImageFiles
 from cvtrain.data.loader import ArrayLoader, FileLoader, Order
+from cvtrain.data.scan import scan
+from cvtrain.errors import DataError, MachineError
 
 SAMPLES = 50
 
@@ -107,10 +113,10 @@ def test_evaluation_is_whole_and_unpadded(batch_size: int, world_size: int) -> N
 # Array data
 
 
-def arrays(augment: bool = True) -> Arrays:
+def arrays(augment: bool = True, mixes: tuple[Any, ...] = ()) -> Arrays:
     images = torch.arange(SAMPLES * 48).view(SAMPLES, 3, 4, 4).remainder(251).to(torch.uint8)
     transforms = [PadCrop(padding=2), HorizontalFlip()] if augment else []
-    return Arrays(images, torch.arange(SAMPLES) % 10, transforms)
+    return Arrays(images, torch.arange(SAMPLES) % 10, Augment(transforms, mixes))
 
 
 def batches(loader: ArrayLoader | FileLoader, epoch: int = 0, start: int = 0) -> list[Any]:
@@ -165,6 +171,44 @@ def test_array_augmentation_differs_by_epoch_and_stays_out_of_evaluation() -> No
     assert all(torch.equal(evaluated[i], plain[i]) for i in range(SAMPLES))
 
 
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 3), (2, 1), (2, 2)])
+def test_mixes_of_array_data_are_the_whole_steps(world_size: int, accumulate: int) -> None:
+    """Partner, ratio and box do not depend on how many processes share the step."""
+    mixes = (v2.MixUp(alpha=0.8, num_classes=10), v2.CutMix(alpha=0.8, num_classes=10))
+    alone = batches(ArrayLoader(arrays(mixes=mixes), order()), 2)
+    images = joined(alone)
+    labels = {int(i): y for b in alone for i, y in zip(b.ids, b.labels, strict=True)}
+    assert labels[int(alone[0].ids[0])].shape == (10,)
+    for rank in range(world_size):
+        mine = order(rank=rank, world_size=world_size, accumulate=accumulate)
+        for batch in batches(ArrayLoader(arrays(mixes=mixes), mine), 2):
+            for index, image, label in zip(batch.ids, batch.images, batch.labels, strict=True):
+                assert torch.equal(image, images[int(index)])
+                assert torch.equal(label, labels[int(index)])
+    again = batches(ArrayLoader(arrays(mixes=mixes), order()), 2, start=3)
+    assert same(again, alone[3:])
+
+
+def test_a_limit_chooses_samples_and_keeps_their_numbers() -> None:
+    chosen = torch.tensor([7, 3, 49, 20])
+    limited = ArrayLoader(arrays(), order(samples=4, batch_size=2, chosen=chosen))
+    whole = joined(batches(ArrayLoader(arrays(), order(batch_size=10))))
+    seen = joined(batches(limited))
+    assert sorted(seen) == [3, 7, 20, 49]
+    assert all(torch.equal(seen[index], whole[index]) for index in seen)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "files"])
+def test_a_peek_is_what_training_begins_with(folder: Path, kind: str) -> None:
+    def loader() -> ArrayLoader | FileLoader:
+        return ArrayLoader(arrays(), order()) if kind == "arrays" else files(folder)
+
+    first = loader()
+    peeked = first.peek(8)
+    assert same([peeked], batches(loader())[:1])
+    assert same(batches(first), batches(loader()))  # and changes nothing of it
+
+
 # File data
 
 
@@ -186,11 +230,17 @@ RANDOM = [
 ]
 
 
+def dataset(folder: Path, **given: Any) -> ImageFiles:
+    classes = sorted(path.name for path in folder.iterdir())
+    found = scan(folder, classes, max_pixels=1000, on_bad="error")
+    return ImageFiles(found, size=12, crop=CenterCrop(fraction=1.0), **given)
+
+
 def files(folder: Path, workers: int = 0, **changes: Any) -> FileLoader:
-    augment = RANDOM if changes.get("train", True) else None
-    return FileLoader(
-        ImageFolder(folder, size=12, augment=augment), order(**changes), workers=workers
-    )
+    given = {}
+    if changes.get("train", True):
+        given = {"images": RANDOM, "augment": Augment([PadCrop(padding=2)])}
+    return FileLoader(dataset(folder, **given), order(**changes), workers=workers)
 
 
 def test_workers_change_no_bit(folder: Path) -> None:
@@ -226,10 +276,10 @@ def test_file_augmentation_is_the_samples_own(folder: Path) -> None:
 
 
 def test_file_data_hold_what_their_ids_say(folder: Path) -> None:
-    dataset = ImageFolder(folder, size=12)
+    found = dataset(folder).found
     seen = joined(batches(files(folder, train=False)))
     for index in range(SAMPLES):
-        file, label = dataset.files[index]
+        file, label = found.files[index], found.labels[index]
         assert file.parent.name == f"class{label}"
         pixels = np.asarray(Image.open(file)).transpose(2, 0, 1)
         assert np.array_equal(seen[index].numpy(), pixels)
@@ -274,8 +324,45 @@ def test_a_last_batch_smaller_than_the_number_of_ranks(
         if kind == "arrays":
             loader: ArrayLoader | FileLoader = ArrayLoader(arrays(), mine)
         else:
-            loader = FileLoader(ImageFolder(folder, size=12), mine, workers=workers)
+            loader = FileLoader(dataset(folder), mine, workers=workers)
         steps = list(loader.epoch(0))
         assert len(steps) == 8  # both take part in every step, as they count together
         seen += [int(i) for parts in steps for batch in parts for i in batch.ids]
     assert sorted(seen) == list(range(SAMPLES))
+
+
+class Failing(Dataset):
+    """The fifth sample's file is bad; the ninth ends the process that reads it."""
+
+    def __init__(self, deadly: bool) -> None:
+        self.deadly = deadly
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> int:
+        if index == 5 and not self.deadly:
+            raise DataError("cannot be read: cut off", "cats/5.jpg", "replace it", name="BAD-IMAGE")
+        if index == 9 and self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_file_arrives_as_its_own_error(workers: int) -> None:
+    loader = FileLoader(Failing(deadly=False), order(batch_size=10), workers=workers)
+    with pytest.raises(DataError) as caught:
+        list(loader.epoch(0))
+    line = "cvtrain: error[BAD-IMAGE]: cannot be read: cut off; cats/5.jpg; replace it"
+    assert (caught.value.line(), caught.value.code) == (line, 3)
+
+
+def test_a_worker_that_dies_is_named() -> None:
+    loader = FileLoader(Failing(deadly=True), order(batch_size=10), workers=2)
+    with pytest.raises(MachineError) as caught:
+        list(loader.epoch(0))
+    loader.close()
+    assert re.match(
+        r"cvtrain: error\[WORKER-DIED\]: .* pid \d+, killed by SIGKILL; trainer.workers=2; ",
+        caught.value.line(),
+    )

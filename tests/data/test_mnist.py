@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny import digits, write_mnist
 
-from cvtrain.data.mnist import MNIST, read_idx
+from cvtrain.data.mnist import MNIST, FashionMNIST, read_idx
+from cvtrain.data.source import Augmentations
 from cvtrain.errors import DataError
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -23,7 +24,7 @@ def mnist(root: Path) -> MNIST:
 def test_reads_what_was_written(tmp_path: Path, packed: bool) -> None:
     write_mnist(tmp_path, train=7, val=3, packed=packed)
     source = mnist(tmp_path)
-    for split, count, seed in ((source.train([]), 7, 0), (source.val(), 3, 1)):
+    for split, count, seed in ((source.train(28, Augmentations()), 7, 0), (source.val(28), 3, 1)):
         images, labels = digits(count, seed=seed)
         assert split.images.dtype == torch.uint8
         assert split.labels.dtype == torch.int64
@@ -69,7 +70,7 @@ def test_a_missing_validation_file_is_named(tmp_path: Path) -> None:
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     source = mnist(tmp_path)
     with pytest.raises(DataError, match="t10k-labels-idx1-ubyte"):
-        source.val()
+        source.val(28)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -142,13 +143,26 @@ def test_images_and_labels_must_pair(tmp_path: Path) -> None:
         mnist(tmp_path / "a")
 
 
+def test_fashion_mnist_lies_beside_it(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    (tmp_path / "MNIST").rename(tmp_path / "FashionMNIST")
+    source = FashionMNIST(root=str(tmp_path), mean=[0.3], std=[0.3])
+    images, labels = digits(48, seed=0)
+    train = source.train(28, Augmentations())
+    assert np.array_equal(train.images.numpy(), images[:, None])
+    assert train.labels.tolist() == labels.tolist()
+    assert source.info.classes[9] == "Ankle boot"
+    with pytest.raises(DataError, match="FashionMNIST/raw"):
+        FashionMNIST(root=str(tmp_path / "MNIST"), mean=[0.3], std=[0.3])
+
+
 @pytest.mark.data
 def test_the_real_mnist() -> None:
     root = os.environ.get("CVTRAIN_DATA")
     if not root:
         pytest.skip("set CVTRAIN_DATA to the folder that holds MNIST/raw")
     source = mnist(Path(root))
-    train, val = source.train([]), source.val()
+    train, val = source.train(28, Augmentations()), source.val(28)
     assert train.images.shape == (60_000, 1, 28, 28)
     assert val.images.shape == (10_000, 1, 28, 28)
     # The counts of the digits that every description of the set gives.

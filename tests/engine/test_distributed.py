@@ -1,6 +1,7 @@
 """Two processes do what one does: the same samples, figures and weights, one run directory."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -69,6 +70,13 @@ SHAPES = [
 ]
 
 
+# One sample's loss is infinite, on whichever process has it; the gradients are finite everywhere.
+BAD = [
+    *(*DIGITS, "trust=[user_code]", "task._target_=user_code.BadSamples", "+task.bad=[11]"),
+    "+task.where=loss",
+]
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -85,10 +93,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # No directory is typed: both must agree on the one whose name holds the time.
         ("two", 2, free_port(), 0, DIGITS),
         ("timed", 2, free_port(), 0.5, TIMED),
+        ("skip_one", 1, 0, 0, [*BAD, "trainer.on_nonfinite=skip", "hydra.run.dir=skip_one"]),
+        (
+            "skip_two",
+            2,
+            free_port(),
+            0,
+            [*BAD, "trainer.on_nonfinite=skip", "hydra.run.dir=skip_two"],
+        ),
+        ("bad_two", 2, free_port(), 0, [*BAD, "hydra.run.dir=bad_two"]),
         ("shapes", 2, free_port(), 0, SHAPES),
     ]
     command = [sys.executable, "-c", DRIVER, json.dumps(runs)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    paths = [str(Path(__file__).parents[1] / "reliability"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr
     (root / "codes.json").write_text(done.stdout.splitlines()[-1])
     return root
@@ -104,12 +125,12 @@ def test_two_processes_equal_one(folder: Path) -> None:
     succeeded(folder, "one")
     succeeded(folder, "two")
     [two] = (folder / "outputs" / "lenet5_mnist").iterdir()
-    compare(folder / "one", two)
+    compare(folder / "one", two, count=3 * 7 + 3)
 
 
-def compare(one: Path, two: Path) -> None:
+def compare(one: Path, two: Path, *, count: int) -> None:
     lines = list(zip(metrics(one), metrics(two), strict=True))
-    assert len(lines) == 3 * 7 + 3
+    assert len(lines) == count
     for left, right in lines:
         assert left.keys() == right.keys()
         for name, value in left.items():
@@ -125,9 +146,37 @@ def compare(one: Path, two: Path) -> None:
     told = [summary(run) for run in (one, two)]
     for name in ("steps", "epochs", "best/step", "val/top1_err", "val/top5_err", "parameters"):
         assert told[0][name] == told[1][name], name
+    # What is counted and shown of the evaluation is that of all processes.
+    assert told[0]["per_class"] == told[1]["per_class"]
+    assert sum(row["samples"] for row in told[1]["per_class"].values()) == 11
+    for picture in ("samples.png", "confusion.png", "worst.png"):
+        assert (one / picture).read_bytes() == (two / picture).read_bytes(), picture
     assert sorted(p.name for p in one.iterdir() if "events" not in p.name) == sorted(
         p.name for p in two.iterdir() if "events" not in p.name
     )
+
+
+@pytest.mark.fault("N2")
+def test_what_is_not_finite_on_one_process_is_skipped_by_both(folder: Path) -> None:
+    succeeded(folder, "skip_one")
+    succeeded(folder, "skip_two")
+    told = [summary(folder / name) for name in ("skip_one", "skip_two")]
+    assert told[0]["skipped_steps"] == told[1]["skipped_steps"] >= 2  # once an epoch, or left out
+    count = 3 * 7 + 3 - told[0]["skipped_steps"]  # there is nothing to log of a skipped step
+    compare(folder / "skip_one", folder / "skip_two", count=count)
+    said = (folder / "skip_two.0.err").read_text() + (folder / "skip_two.1.err").read_text()
+    lines = [line for line in said.splitlines() if line.startswith("warning: skipped")]
+    assert len(lines) == told[1]["skipped_steps"]  # one each, and not one for every process
+    assert all("loss=inf" in line and "train[11]" in line for line in lines)
+
+
+@pytest.mark.fault("N1")
+def test_what_is_not_finite_on_one_process_ends_both(folder: Path) -> None:
+    assert json.loads((folder / "codes.json").read_text())["bad_two"] == [5, 5]
+    for number in (0, 1):
+        line = (folder / f"bad_two.{number}.err").read_text().splitlines()[-1]
+        assert "error[NON-FINITE]: not finite: loss=inf" in line
+        assert "train[11]" in line
 
 
 def test_a_run_by_the_clock_ends_on_every_process_at_once(folder: Path) -> None:

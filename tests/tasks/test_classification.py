@@ -3,14 +3,18 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvtrain.data.batch import ClassificationBatch
+from cvtrain.data.batch import ClassificationBatch, DataInfo
+from cvtrain.data.source import Source
 from cvtrain.errors import ConfigError
-from cvtrain.tasks.classification import Classification
+from cvtrain.metrics.sheet import CELL, GAP
+from cvtrain.tasks.base import Showing
+from cvtrain.tasks.classification import Classification, shares
 
 CLASSES = 7
 WEIGHTS = [0.2, 1.0, 3.0, 0.0, 1.5, 1.0, 2.0]
@@ -138,6 +142,13 @@ def test_evaluation_does_not_depend_on_the_batch_size(settings: dict[str, Any]) 
     assert whole["loss"] == pytest.approx((pair[0] / pair[1]).item(), rel=1e-5)
 
 
+def matrix_by_hand(logits: Tensor, labels: Tensor) -> np.ndarray:
+    matrix = np.zeros((logits.shape[1], logits.shape[1]), np.int64)
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        matrix[label, max(range(len(row)), key=row.__getitem__)] += 1
+    return matrix
+
+
 def test_totals_of_two_processes_add_up() -> None:
     task, batch = Classification(num_classes=CLASSES, class_weights=WEIGHTS), batch_of()
     halves = [task.evaluator() for _ in range(2)]
@@ -147,7 +158,7 @@ def test_totals_of_two_processes_add_up() -> None:
     together.totals = {n: halves[0].totals[n] + halves[1].totals[n] for n in halves[0].totals}
     whole = evaluated(task, batch, 64)
     assert together.compute() == pytest.approx(whole, rel=1e-6)
-    assert all(total.shape == () for total in together.totals.values())
+    assert (together.matrix == matrix_by_hand(batch.images, batch.labels)).all()
 
 
 def test_fewer_than_five_classes() -> None:
@@ -190,3 +201,179 @@ def test_primary_is_what_reports_call_it() -> None:
     task = Classification(num_classes=CLASSES)
     assert task.primary == ("top1_err", False)
     assert task.primary.name in evaluated(task, batch_of(), 64)
+
+
+# Mixed images
+
+
+def shares_of(count: int = 64) -> Tensor:
+    """Of each image's classes, as mixing gives them: two have a share, or one has all."""
+    generator = torch.Generator().manual_seed(1)
+    first, second = torch.randint(CLASSES, (2, count), generator=generator)
+    share = torch.rand(count, 1, generator=generator)
+    return share * F.one_hot(first, CLASSES) + (1 - share) * F.one_hot(second, CLASSES)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("size", [64, 7])
+def test_shares_of_classes_as_torch_has_them(settings: dict[str, Any], size: int) -> None:
+    task, batch = Classification(num_classes=CLASSES, **settings), batch_of()
+    batch = batch._replace(labels=shares_of())
+    total = torch.stack(
+        [task.losses(nn.Identity(), part)["loss"][0] for part in parts(batch, size)]
+    ).sum()
+    weights = settings.get("class_weights")
+    expected = F.cross_entropy(
+        batch.images,
+        batch.labels,
+        weight=None if weights is None else torch.tensor(weights),
+        label_smoothing=settings.get("label_smoothing", 0.0),
+        reduction="sum",
+    )
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
+    pairs, counts = task.losses(nn.Identity(), batch), task.counts(nn.Identity(), batch)
+    assert all(torch.equal(counts[name], count) for name, (_, count) in pairs.items())
+    if weights is None:
+        assert pairs["loss"][1] == 64
+    # Each class's share counts as a sample of that class would.
+    rows = batch.labels.double() * torch.tensor(weights or [1.0] * CLASSES)
+    by_hand = rows.sum().item()
+    assert pairs["loss"][1].item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, {"reject_logit": -1.0, "class_weights": WEIGHTS}])
+def test_an_unmixed_image_counts_as_its_label(settings: dict[str, Any]) -> None:
+    task, batch = Classification(num_classes=CLASSES, **settings), batch_of()
+    mixed = batch._replace(labels=F.one_hot(batch.labels, CLASSES).float())
+    plain, shared = (task.losses(nn.Identity(), b) for b in (batch, mixed))
+    for name in plain:
+        for one, other in zip(plain[name], shared[name], strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_the_error_of_a_mixed_image_is_that_of_its_largest_share() -> None:
+    labels = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7]])
+    batch = ClassificationBatch(torch.eye(3)[[0, 1]], labels, torch.arange(2))
+    wrong, count = Classification(num_classes=3).losses(nn.Identity(), batch)["top1_err"]
+    assert (wrong / count).item() == 50
+
+
+# What an evaluation shows
+
+
+class Named(Source):
+    """Classes whose shown names are not how they are stored; two are called the same."""
+
+    def __init__(self, classes: int = CLASSES, *, pictures: bool = True) -> None:
+        stored = tuple(f"n{number:04}" for number in range(classes))
+        shown = tuple(f"${min(number, classes - 2)}$" for number in range(classes))
+        self.info, self.pictures = DataInfo("named", stored, 1, 8, "", names=shown), pictures
+        self.mean, self.std = [0.5], [0.25]
+
+    def name_of(self, index: int, split: str = "train") -> str:
+        return f"{split}/folder/{index}.png"
+
+    def image_of(self, index: int, split: str = "val") -> Tensor | None:
+        picture = torch.full((1, 8, 8), index, dtype=torch.uint8)
+        return picture if self.pictures and index % 2 else None
+
+
+@pytest.mark.parametrize("classes", [2, 7, 1000])
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_the_error_is_what_is_off_the_diagonal(classes: int, size: int) -> None:
+    task, batch = Classification(num_classes=classes), batch_of(classes=classes)
+    # Many ties: they go to the lower number in both.
+    batch = batch._replace(images=batch.images.round())
+    evaluator = task.evaluator()
+    for part in parts(batch, size):
+        evaluator.update(part.images, part)
+    matrix = evaluator.matrix
+    assert matrix is not None
+    assert (matrix == matrix_by_hand(batch.images, batch.labels)).all()
+    assert matrix.sum() == 64
+    assert evaluator.compute()["top1_err"] == 100 * (64 - matrix.trace()) / 64
+
+
+def test_too_many_classes_for_a_matrix() -> None:
+    task, batch = Classification(num_classes=1001), batch_of(classes=1001)
+    evaluator = task.evaluator()
+    evaluator.update(batch.images, batch)
+    assert evaluator.matrix is None
+    assert evaluator.report(Named(1001)) == {}
+    evaluator.merge([evaluator.kept()])
+    assert evaluator.pictures(Named(1001), "val").keys() == {"worst"}
+
+
+def test_error_of_each_class() -> None:
+    logits = torch.eye(3)[[0, 0, 1, 2, 2, 2]]
+    labels = torch.tensor([0, 1, 1, 1, 0, 0])
+    task = Classification(num_classes=4)
+    evaluator = task.evaluator()
+    evaluator.update(
+        F.pad(logits, (0, 1)), ClassificationBatch(logits, labels, torch.arange(len(labels)))
+    )
+    assert evaluator.report(Named(4)) == {
+        "per_class": {
+            "$0$": {"error": pytest.approx(200 / 3, abs=1e-4), "samples": 3},
+            "$1$": {"error": pytest.approx(200 / 3, abs=1e-4), "samples": 3},
+            "$2$ (n0002)": {"error": None, "samples": 0},
+            "$2$ (n0003)": {"error": None, "samples": 0},
+        }
+    }
+
+
+def test_the_worst_of_all_processes() -> None:
+    task, batch = Classification(num_classes=CLASSES), batch_of()
+    alone, shared = task.evaluator(), [task.evaluator() for _ in range(3)]
+    alone.update(batch.images, batch)
+    alone.merge([alone.kept()])
+    for evaluator, part in zip(shared, parts(batch, 32), strict=False):  # one has no batch at all
+        evaluator.update(part.images, part)
+    kept = [evaluator.kept() for evaluator in shared]
+    assert kept[2] == []
+    for evaluator in shared:
+        evaluator.merge(kept)
+        assert [m[1:4] for m in evaluator.mistakes] == [m[1:4] for m in alone.mistakes]
+    assert len(alone.mistakes) == 16
+
+
+def test_it_is_an_evaluator_that_shows() -> None:
+    evaluator = Classification(num_classes=CLASSES).evaluator()
+    assert isinstance(evaluator, Showing)
+    batch = batch_of()
+    evaluator.update(batch.images, batch)
+    evaluator.merge([evaluator.kept()])
+    for source in (Named(), Named(pictures=False)):
+        pictures = evaluator.pictures(source, "val")
+        assert pictures.keys() == {"confusion", "worst"}
+        assert all(p.dtype == np.uint8 and p.ndim == 3 for p in pictures.values())
+
+
+def test_nothing_is_wrong() -> None:
+    evaluator = Classification(num_classes=3).evaluator()
+    evaluator.update(
+        torch.eye(3), ClassificationBatch(torch.eye(3), torch.arange(3), torch.arange(3))
+    )
+    evaluator.merge([evaluator.kept()])
+    assert evaluator.pictures(Named(3), "val").keys() == {"confusion"}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_are_shown_as_they_were_before_the_normalisation(channels: int) -> None:
+    source = Named()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (32, channels, 8, 8), generator=generator, dtype=torch.uint8)
+    transform = source.transform(
+        image_size=8, channels=3, device=torch.device("cpu"), channels_last=True
+    )
+    batch = transform(ClassificationBatch(images, torch.arange(32) % CLASSES, torch.arange(32)))
+    task = Classification(num_classes=CLASSES)
+    [(name, picture)] = task.pictures(batch, source).items()
+    assert name == "samples"
+    scale = CELL // 8
+    first = picture[GAP : GAP + CELL : scale, GAP : GAP + CELL : scale]
+    assert (first == images[0].permute(1, 2, 0).expand(8, 8, 3).numpy()).all()
+    mixed = batch._replace(labels=shares_of(32))
+    assert task.pictures(mixed, source)["samples"].shape[0] > picture.shape[0]  # a second line
+    assert shares(torch.tensor([0.3, 0.0, 0.7]), ["a", "b", "c"]) == ["c, 70 %", "a, 30 %"]
+    assert shares(torch.tensor([0.001, 0.999]), ["a", "b"]) == ["b, 100 %"]

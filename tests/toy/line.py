@@ -17,25 +17,32 @@ class PointBatch(NamedTuple):
     values: Tensor  # floats [N]
 
 
+class Jitter:
+    """Training adds noise to the points, from the table of uniforms."""
+
+    draws, mixes = 2, ()
+
+    def __init__(self, width: float) -> None:
+        self.width = width
+
+    def __call__(self, batch: PointBatch, uniforms: Tensor) -> PointBatch:
+        return batch._replace(points=batch.points + self.width * (uniforms - 0.5))
+
+
 class Points:
-    """A split in memory; training adds noise to the points, from the table of uniforms."""
+    """A split in memory."""
 
-    draws = 2
-
-    def __init__(self, points: Tensor, values: Tensor, jitter: float) -> None:
-        self.points, self.values, self.jitter = points, values, jitter
+    def __init__(self, points: Tensor, values: Tensor, augment: Jitter) -> None:
+        self.points, self.values, self.augment = points, values, augment
 
     def __len__(self) -> int:
         return len(self.values)
 
     def to(self, device: torch.device) -> "Points":
-        return Points(self.points.to(device), self.values.to(device), self.jitter)
+        return Points(self.points.to(device), self.values.to(device), self.augment)
 
-    def batch(self, index: Tensor, uniforms: Tensor | None) -> PointBatch:
-        points = self.points[index]
-        if uniforms is not None:
-            points = points + self.jitter * (uniforms - 0.5)
-        return PointBatch(points, self.values[index])
+    def batch(self, index: Tensor) -> PointBatch:
+        return PointBatch(self.points[index], self.values[index])
 
 
 class Line(Source):
@@ -49,12 +56,12 @@ class Line(Source):
         generator = torch.Generator().manual_seed(seed)
         points = torch.rand(self.samples, 2, generator=generator)
         noise = self.noise * torch.randn(self.samples, generator=generator)
-        return Points(points, points @ torch.tensor([3.0, -2.0]) + 1 + noise, self.jitter)
+        return Points(points, points @ torch.tensor([3.0, -2.0]) + 1 + noise, Jitter(self.jitter))
 
-    def train(self, augment: list[Any]) -> Points:
+    def train(self, size: int, augmentations: Any) -> Points:
         return self._split(0)
 
-    def val(self) -> Points:
+    def val(self, size: int) -> Points:
         return self._split(1)
 
     def transform(self, **_: Any) -> Any:

@@ -1,0 +1,219 @@
+"""What is in an image folder `root/<class>/...`, looked at once before anything is built.
+
+Nothing below `root` is ever changed. What cannot be trained on is found here, with its path and
+its reason, not in the middle of an epoch.
+"""
+
+import hashlib
+import logging
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cvtrain.data.images import BadImage, Header, probe, shown
+from cvtrain.errors import DataError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
+MOST_BAD = 0.01  # with on_bad=skip: a larger share is a broken data set, not a few broken files
+LISTED = 20  # bad files that an error names
+
+
+@dataclass
+class Scan:
+    """The images of one split, in the order of their classes and names."""
+
+    root: Path
+    classes: list[str]
+    files: list[Path] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    headers: list[Header] = field(default_factory=list)
+    bad: list[tuple[Path, BadImage]] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)  # files that are no images, by suffix
+
+    def fingerprint(self) -> str:
+        """Of every file's place and size, in bytes and pixels."""
+        digest = hashlib.sha256()
+        for file, label, header in zip(self.files, self.labels, self.headers, strict=True):
+            size = f"{file.stat().st_size}/{header.width}x{header.height}"
+            line = f"{label}/{file.relative_to(self.root)}/{size}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+
+def class_folders(root: Path) -> list[str]:
+    """The names of the class folders, sorted; hidden ones are none. Raises DataError (CLASSES)."""
+    try:
+        found = [f for f in root.iterdir() if f.is_dir() and f.name[0] != "."]
+        folders = sorted(f.name for f in found if not _leads_back(f, root))
+    except OSError as error:
+        raise DataError(
+            f"no folder of images: {error.strerror}",
+            shown(root.absolute()),
+            "type data.root=FOLDER, one that holds a folder for each class",
+            name="NO-DATA",
+        ) from error
+    if not folders:
+        raise _classes(
+            f"no class folders in {shown(root.absolute())}",
+            "put each class's images into a folder of its own: root/cats/1.jpg, root/dogs/2.jpg",
+        )
+    alike = defaultdict(list)
+    for name in folders:
+        alike[unicodedata.normalize("NFC", name).strip().casefold()].append(name)
+    if twice := [names for names in alike.values() if len(names) > 1]:
+        names = " and ".join(map(ascii, twice[0]))  # what is alike must be told apart
+        raise _classes(
+            f"classes that differ by case, space or Unicode form alone: {names}",
+            "rename or merge the folders",
+            root,
+        )
+    return folders
+
+
+def scan(root: Path, classes: list[str], *, max_pixels: int, on_bad: str) -> Scan:
+    """Look at every file of the classes. Raises DataError: BAD-IMAGE, IMAGE-TOO-LARGE."""
+    found = Scan(root, classes)
+    for label, name in enumerate(classes):
+        for file in _files(root / name, root, found.ignored):
+            try:
+                header = probe(file, max_pixels=max_pixels)
+            except BadImage as reason:
+                found.bad.append((file, reason))
+                continue
+            found.files.append(file)
+            found.labels.append(label)
+            found.headers.append(header)
+    if found.ignored:
+        kinds = ", ".join(f"{count} {shown(s)}" for s, count in found.ignored.most_common(LISTED))
+        log.info("%s: ignored what is no image: %s", shown(root), kinds)
+    if found.bad:
+        _judge(found, on_bad)
+    return found
+
+
+def _files(folder: Path, root: Path, ignored: Counter[str]) -> Iterator[Path]:
+    """Image files below a class folder, each real file once, links followed but no loop."""
+    seen: set[tuple[int, int] | None] = set()
+    waiting = [folder] if folder.exists() else []
+    while waiting:
+        here = waiting.pop()
+        try:
+            if (real := _identity(here)) and real in seen:
+                continue
+            seen.add(real)
+            for entry in sorted(os.scandir(here), key=lambda entry: entry.name):
+                path = here / entry.name
+                suffix = path.suffix.lower()
+                if entry.name.startswith("."):
+                    ignored["hidden"] += 1
+                elif path.is_dir() if entry.is_symlink() else entry.is_dir():
+                    waiting += [] if _leads_back(path, root) else [path]
+                elif suffix not in SUFFIXES:
+                    ignored[suffix or "without suffix"] += 1
+                elif (real := _identity(path)) is None or real not in seen:
+                    seen.add(real)
+                    yield path
+        except OSError as error:
+            raise _unreadable(here, error) from error
+
+
+def _leads_back(folder: Path, root: Path) -> bool:
+    """Whether it is a link to what is below or above `root`, whose images would count twice."""
+    if not folder.is_symlink():
+        return False
+    there, here = folder.resolve(), root.resolve()
+    return there.is_relative_to(here) or here.is_relative_to(there)
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:  # a link to nothing: the scan says so
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _judge(found: Scan, on_bad: str) -> None:
+    total = len(found.files) + len(found.bad)
+    count = f"{len(found.bad)} of {total} images are bad"
+    emptied = {f.relative_to(found.root).parts[0] for f, _ in found.bad} - {
+        found.classes[label] for label in set(found.labels)
+    }
+    if on_bad == "skip" and len(found.bad) <= max(1, MOST_BAD * total) and not emptied:
+        log.warning("warning: %s and left out; bad_images.txt names them", count)
+        return
+    fix = "mend or remove them, or type data.on_bad=skip to leave them out"
+    if on_bad == "skip":
+        fix = (
+            f"class {shown(sorted(emptied)[0])} would be empty"
+            if emptied
+            else f"more than {MOST_BAD:.0%} is too much to leave out"
+        ) + ": mend the data set"
+    first = ", ".join(f"{shown(file)} ({reason})" for file, reason in found.bad[:LISTED])
+    more = f" and {len(found.bad) - LISTED} more" if len(found.bad) > LISTED else ""
+    too_large = all(reason.name == "IMAGE-TOO-LARGE" for _, reason in found.bad)
+    name = "IMAGE-TOO-LARGE" if too_large else "BAD-IMAGE"
+    raise DataError(f"{count}: {first}{more}", shown(found.root), fix, name=name)
+
+
+def _unreadable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot be read: {error.strerror}",
+        shown(folder),
+        "look at its permissions",
+        name="BAD-IMAGE",
+    )
+
+
+def _classes(what: str, fix: str, root: Path | None = None) -> DataError:
+    return DataError(what, shown(root) if root else "", fix, name="CLASSES")
+
+
+def check_classes(found: Scan, *, allow_one_class: bool, allow_empty: bool) -> None:
+    """Refuse a training split that cannot teach what it should. Raises DataError (CLASSES)."""
+    if len(found.classes) == 1 and not allow_one_class:
+        raise _classes(
+            f"only one class, {shown(found.classes[0])}: any network is right at once",
+            "add a second folder, or type data.allow_one_class=true",
+            found.root,
+        )
+    filled = set(found.labels)
+    empty = [name for i, name in enumerate(found.classes) if i not in filled]
+    if empty and not allow_empty:
+        names = ", ".join(shown(name) for name in empty[:LISTED])
+        raise _classes(
+            f"{len(empty)} of {len(found.classes)} class folders hold no image: {names}",
+            "fill or remove them, or type data.allow_empty=true to keep them as classes",
+            found.root,
+        )
+
+
+def check_same_classes(train: Path, val: Path, classes: list[str], *, allow: bool) -> None:
+    """Splits are matched by name. Raises DataError (CLASSES) for a name that only one has."""
+    there = class_folders(val)
+    only_train = [name for name in classes if name not in set(there)]
+    only_val = [name for name in there if name not in set(classes)]
+    if not only_train and not only_val:
+        return
+    parts = [
+        f"only in {folder.name}: {', '.join(shown(name) for name in names[:LISTED])}"
+        for folder, names in ((train, only_train), (val, only_val))
+        if names
+    ]
+    text = "; ".join(parts)
+    if allow:
+        log.warning("warning: classes differ, %s; what only %s has is left out", text, val.name)
+        return
+    raise _classes(
+        f"the classes of {train.name} and {val.name} differ, {text}",
+        "rename the folders, or type data.allow_other_classes=true",
+        train.parent,
+    )

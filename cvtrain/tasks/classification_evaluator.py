@@ -1,0 +1,132 @@
+"""What an evaluation of a classifier counts and shows."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cvtrain.data.batch import ClassificationBatch
+from cvtrain.metrics.confusion import add_confusion, draw_confusion
+from cvtrain.metrics.sheet import fits, sheet
+from cvtrain.metrics.topk import topk_wrong
+from cvtrain.metrics.worst import Mistake, Worst
+from cvtrain.tasks.base import Picture
+
+MOST_CLASSES = 1000  # of a confusion matrix
+WORST = 16
+
+
+class Criterion(Protocol):
+    """What of the task an evaluation needs."""
+
+    num_classes: int
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor: ...
+
+    def samples(self, batch: ClassificationBatch) -> Tensor: ...
+
+    def weight(self, batch: ClassificationBatch) -> Tensor: ...
+
+
+class ClassificationEvaluator:
+    """Errors in whole samples, the loss in float64: exact over any batching."""
+
+    def __init__(self, task: Criterion) -> None:
+        self.task = task
+        names = ("samples", "top1_wrong", "top5_wrong", "loss_sum", "weight")
+        self.totals = {name: torch.zeros((), dtype=torch.float64) for name in names}
+        self.worst, self.mistakes = Worst(WORST), list[Mistake]()
+        if task.num_classes <= MOST_CLASSES:
+            shape = (task.num_classes, task.num_classes)
+            self.totals["confusion"] = torch.zeros(shape, dtype=torch.int64)
+
+    def update(self, predictions: Tensor, batch: ClassificationBatch) -> None:
+        self._add("samples", self.task.samples(batch))
+        self._add("top1_wrong", topk_wrong(predictions, batch.labels, 1))
+        self._add("top5_wrong", topk_wrong(predictions, batch.labels, 5))
+        self._add("loss_sum", self.task.cross_entropy(predictions, batch.labels))
+        self._add("weight", self.task.weight(batch))
+        predicted = predictions.argmax(1)
+        if "confusion" in self.totals:
+            matrix = self.totals["confusion"] = self.totals["confusion"].to(predicted.device)
+            add_confusion(matrix, batch.labels, predicted)
+        self.worst.update(predictions, batch.labels, predicted, batch.ids)
+
+    def _add(self, name: str, value: Tensor) -> None:
+        # A zero-dimensional tensor of the CPU joins one of any device: nothing waits for a GPU.
+        self.totals[name] = self.totals[name] + value.double()
+
+    def compute(self) -> dict[str, float]:
+        total = {name: value.item() for name, value in self.totals.items() if value.ndim == 0}
+        return {
+            "loss": total["loss_sum"] / total["weight"],
+            "top1_err": 100 * total["top1_wrong"] / total["samples"],
+            "top5_err": 100 * total["top5_wrong"] / total["samples"],
+        }
+
+    # What there is to show
+
+    @property
+    def matrix(self) -> np.ndarray | None:
+        """int64 `[K, K]`: rows are labels, columns predictions. None for too many classes."""
+        counts = self.totals.get("confusion")
+        return None if counts is None else counts.cpu().long().numpy()
+
+    def kept(self) -> list[Mistake]:
+        return self.worst.mistakes()
+
+    def merge(self, kept: list[list[Mistake]]) -> None:
+        together = sorted(mistake for mistakes in kept for mistake in mistakes)
+        self.mistakes = together[::-1][:WORST]
+
+    def report(self, source: Any) -> dict[str, Any]:
+        """`per_class`: of each class its error in per cent and its number of samples."""
+        if self.matrix is None:
+            return {}
+        samples, right = self.matrix.sum(1), self.matrix.diagonal()
+        errors = 100 * (1 - right / np.maximum(samples, 1))
+        rows = zip(unique(source.info), errors.tolist(), samples.tolist(), strict=True)
+        return {
+            "per_class": {
+                name: {"error": round(error, 4) if count else None, "samples": count}
+                for name, error, count in rows
+            }
+        }
+
+    def pictures(self, source: Any, split: str) -> dict[str, Picture]:
+        """`confusion`, and `worst`: the samples of the highest loss among the wrong ones."""
+        pictures, names = {}, source.info.shown
+        if self.matrix is not None:
+            pictures["confusion"] = draw_confusion(self.matrix, names)
+        images = [source.image_of(mistake.id, split) for mistake in self.mistakes]
+        captions = [
+            [source.name_of(mistake.id, split).rpartition("/")[2], *verdict(mistake, names)]
+            for mistake in self.mistakes
+        ]
+        if captions:
+            tiles = [None if image is None else as_rgb(image) for image in images]
+            pictures["worst"] = sheet(tiles, captions, columns=4)
+        return pictures
+
+
+def verdict(mistake: Mistake, names: Any) -> list[str]:
+    """`label -> prediction, 97 %`, on two lines if it is long."""
+    label = names[mistake.label]
+    prediction = f"{names[mistake.predicted]}, {100 * mistake.probability:.0f} %"
+    line = f"{label} → {prediction}"
+    return [line] if fits(line) else [f"{label} →", prediction]
+
+
+def unique(info: Any) -> list[str]:
+    """The names that are shown; where two classes share one, with the class behind it."""
+    return [
+        name if info.shown.count(name) == 1 else f"{name} ({stored})"
+        for name, stored in zip(info.shown, info.classes, strict=True)
+    ]
+
+
+def as_rgb(image: Tensor) -> np.ndarray:
+    """uint8 `[C, H, W]` as `[H, W, 3]`; grey if it has less than three channels."""
+    picture = image.cpu().permute(1, 2, 0).numpy()
+    return picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, :1].repeat(3, axis=2)
