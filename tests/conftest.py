@@ -1,5 +1,45 @@
-"""One thread per process: tests are small, and two busy processes on two cores stall each other."""
+"""For every test: one thread of OpenMP, and the table of faults that is written on request."""
 
 import os
+import platform
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
+import faults
+import pytest
+
+# Two of them beside another busy process are up to ten times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+OUTCOMES: dict[str, list[tuple[str, str]]] = defaultdict(list)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", metavar="FILE", help="write the table of faults into FILE")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Iterator[None]:
+    report = yield
+    decisive = report.when == "call" or report.outcome != "passed"
+    if decisive and not (report.when == "teardown" and report.outcome == "passed"):
+        for marker in item.iter_markers("fault"):
+            for name in marker.args:
+                assert name in faults.FAULTS, f"no fault {name}"
+                OUTCOMES[name].append((report.outcome, item.location[0]))
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if file := session.config.getoption("--faults"):
+        import torch
+
+        nightly = ", with the long ones" if os.environ.get("CVTRAIN_NIGHTLY") else ""
+        about = (
+            f"Python {platform.python_version()}, torch {torch.__version__}, "
+            f"{len(os.sched_getaffinity(0))} cores{nightly}."
+        )
+        faults.write(Path(file), OUTCOMES, about)

@@ -1,11 +1,12 @@
 """Small data, written once, and a fresh run directory for each test."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from harness import Case, Result, mlp_case, result, write_mnist
+from small_disk import SmallDisk
 
 from cvtrain.data.shapes_draw import VERSION, draw_folder
 
@@ -30,6 +31,14 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mlp(tmp_path: Path, mnist: Path) -> Case:
     """A small network on small digits: 24 steps, in which a signal can be made to arrive."""
     return mlp_case(tmp_path / "case", mnist)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """64 MB that can be filled up; skips where the machine gives no user namespaces."""
+    disk = SmallDisk(tmp_path / "disk", size=64_000_000)
+    yield disk
+    disk.unmount()
 
 
 @pytest.fixture(scope="session")

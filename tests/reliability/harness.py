@@ -31,8 +31,16 @@ ALL_FRESH = "CVTRAIN_FRESH" in os.environ
 
 # Exit codes of a run that leaves its outcome in status.json; after the others it is as it was.
 STATES = {0: "done", 3: "failed", 5: "failed", 130: "preempted", 143: "preempted"}
-BEFORE_STEP_1 = {"config.yaml", "log.txt", "status.json"}
-OF_A_RUN = BEFORE_STEP_1 | {"metrics.jsonl", "checkpoints", "summary.json", "curves.png"}
+BEFORE_STEP_1 = {"config.yaml", "log.txt", "status.json", "bad_images.txt"} | {
+    *("environment.json", "samples.png"),
+}
+OF_A_RUN = (
+    BEFORE_STEP_1
+    | {"metrics.jsonl", "checkpoints", "summary.json", "curves.png"}
+    | {
+        *("confusion.png", "worst.png", "profile"),
+    }
+)
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
@@ -137,18 +145,18 @@ class Process:
             self.send(signal.SIGKILL)
         self.wait_for(lambda: False, 10)
 
+    def pause(self, condition: Callable[[], Any] = lambda: True) -> None:
+        """Wait until `condition` holds and it has stopped itself, as by a fault with SIGSTOP."""
+        assert self.wait_for(lambda: condition() and _stat(self.pid)[:1] == ["T"]), str(self)
+
     def family(self) -> list[int]:
-        """The processes of its session that are alive."""
+        """The processes of its session that are alive, itself the first."""
         alive = []
-        for entry in Path("/proc").iterdir():
-            try:
-                # pid (name) state parent group session
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == self.pid and fields[0] != "Z":
+        for entry in Path("/proc").glob("[0-9]*"):
+            state, _, _, session, *_ = _stat(int(entry.name)) or ("Z", "", "", "-1")
+            if int(session) == self.pid and state != "Z":
                 alive.append(int(entry.name))
-        return alive
+        return sorted(alive)
 
     def alone(self, *, within: float) -> bool:
         """Whether no process of its session is left after so many seconds."""
@@ -172,6 +180,14 @@ class Process:
 
     def __str__(self) -> str:
         return f"cvtrain {' '.join(self.arguments)}\n{self.out}\n{self.err}"
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, group, session and more of a process; nothing once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 # Cases
@@ -260,7 +276,7 @@ class Case:
         assert (status["state"], status["exit_code"]) == (state, code), status
         named = re.match(r"cvtrain: error\[(.+?)\]", process.last_line)
         assert named is None or status["error"] == named[1]
-        if (self.run_dir / "checkpoints").exists():
+        if os.path.lexists(self.run_dir / "checkpoints/last.pt"):
             last = os.readlink(self.run_dir / "checkpoints/last.pt")
             assert status.get("last_checkpoint") == last
 
@@ -277,6 +293,12 @@ class Case:
         if self.run_dir.exists():
             check_run_dir(self.run_dir, killed=True)
         self.check_surroundings()
+
+    def run_until_killed(self, *extra: str, losses: int) -> None:
+        """SIGKILL in the training batch of this number."""
+        process = self.start(*extra, fault=f"losses {losses} SIGKILL")
+        assert process.wait() == -signal.SIGKILL, str(process)
+        self.kill(process)
 
     # What a run wrote
 
@@ -385,13 +407,17 @@ def check_run_dir(run_dir: Path, *, killed: bool = False) -> None:
     assert len(temporary) <= killed, temporary
     names = {path.name for path in run_dir.iterdir()} - {path.name for path in temporary}
     events = {name for name in names if name.startswith("events.out.tfevents.")}
-    trained = (run_dir / "metrics.jsonl").exists()
-    # Curves are opened before the first line of metrics.jsonl is written.
-    assert names - events <= (OF_A_RUN if trained or killed else BEFORE_STEP_1)
-    assert trained or killed or not events
+    names -= {name for name in names if re.fullmatch(r"git(_\d+)?\.diff", name)}  # one a start
     folder = run_dir / "checkpoints"
-    if folder.exists() and not (killed and not (folder / "checkpoints.json").exists()):
+    trained = (run_dir / "metrics.jsonl").exists() or folder.exists()
+    # Curves are opened before the first line of metrics.jsonl is written.
+    foreign = names - events - (OF_A_RUN if trained or killed else BEFORE_STEP_1)
+    assert not foreign, foreign
+    assert trained or killed or not events
+    if (folder / "checkpoints.json").exists():
         check_checkpoints(folder, killed=killed)
+    else:  # the first write of all has come to nothing
+        assert killed or not list(folder.glob("*"))
 
 
 def check_checkpoints(folder: Path, *, killed: bool) -> None:

@@ -58,6 +58,7 @@ def test_the_pickle_is_hostile(tmp_path: Path, marker: Path) -> None:
     assert marker.exists()
 
 
+@pytest.mark.fault("S1")
 @pytest.mark.parametrize("key", ["resume", "init.weights"])
 @pytest.mark.parametrize("write", FORMATS)
 def test_checkpoint(
@@ -72,6 +73,7 @@ def test_checkpoint(
     assert not marker.exists()
 
 
+@pytest.mark.fault("S1")
 @pytest.mark.parametrize("resume", ["resume=auto", "resume={run_dir}"])
 def test_checkpoint_of_a_run_directory(mlp: Case, marker: Path, resume: str) -> None:
     """Listed with its right hash: a whole run directory from someone else."""
@@ -87,6 +89,7 @@ def test_checkpoint_of_a_run_directory(mlp: Case, marker: Path, resume: str) -> 
     assert not marker.exists()
 
 
+@pytest.mark.fault("S1")
 @pytest.mark.parametrize("content", [{}, {"data": 1, "labels": 2}])
 def test_data_batch(tmp_path: Path, marker: Path, content: dict[str, Any]) -> None:
     """CIFAR-10's own format is a pickle."""

@@ -35,6 +35,7 @@ def thousand_classes(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.fault("C3")
 def test_another_number_of_classes(cnn: Case, thousand_classes: Path) -> None:
     mismatch = (
         r"error\[CKPT-MISMATCH\]: .*fc\.weight is \[1000, 8\], the network has \[10, 8\] "
@@ -43,6 +44,7 @@ def test_another_number_of_classes(cnn: Case, thousand_classes: Path) -> None:
     cnn.run(f"init.weights={thousand_classes}", code=4, last=mismatch, state="failed")
 
 
+@pytest.mark.fault("C3")
 def test_another_network(cnn: Case, tmp_path: Path) -> None:
     path = tmp_path / "lenet.pt"
     torch.save(LeNet5().state_dict(), path)
@@ -52,6 +54,7 @@ def test_another_network(cnn: Case, tmp_path: Path) -> None:
     cnn.run(f"init.weights={path}", code=4, last=mismatch, state="failed")
 
 
+@pytest.mark.fault("C3")
 def test_no_tensor_fits(cnn: Case, tmp_path: Path) -> None:
     path = tmp_path / "lenet.pt"
     torch.save({"other.weight": torch.zeros(3)}, path)
@@ -59,6 +62,7 @@ def test_no_tensor_fits(cnn: Case, tmp_path: Path) -> None:
     cnn.run(*options, code=4, last=r"error\[CKPT-MISMATCH\]: no tensor fits", state="failed")
 
 
+@pytest.mark.fault("C3")
 def test_all_but_the_head(cnn: Case, thousand_classes: Path) -> None:
     """With a rate of 0 the network stays as it began: loaded but for the two tensors listed."""
     process = cnn.run(f"init.weights={thousand_classes}", "init.reset_head=true", "optimizer.lr=0")

@@ -30,6 +30,7 @@ def cases(tmp_path: Path, mnist: Path) -> Iterator[Case]:
     )
 
 
+@pytest.mark.fault("P1")
 def test_at_random_moments(cases: Iterator[Case], uninterrupted: Callable[[Case], Result]) -> None:
     case = next(cases)
     expected = uninterrupted(case)
@@ -58,6 +59,7 @@ def wait(case: Case, process: Process, moments: random.Random) -> None:
     process.wait_for(lambda: False, moments.uniform(0, 1))
 
 
+@pytest.mark.fault("P1")
 def test_inside_a_write(cases: Iterator[Case], uninterrupted: Callable[[Case], Result]) -> None:
     case = next(cases)
     expected = uninterrupted(case)

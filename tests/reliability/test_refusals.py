@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import Case, checkpoint
+from harness import Case, checkpoint, write_mnist
+from tiny import write_images
+
+from cvtrain.build import build_parts
+from cvtrain.compose import compose_config
+from cvtrain.engine.distributed import Ranks
+from cvtrain.errors import ConfigError
 
 CONFIG = r"error\[CONFIG\]: "
 
@@ -20,6 +26,7 @@ def without_torch(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(paths)}
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
@@ -64,17 +71,43 @@ def test_before_torch_is_imported(
     assert len(process.err.splitlines()) == 1
 
 
+@pytest.mark.fault("D7")
 def test_too_few_samples_for_a_step(mlp: Case) -> None:
     """96 samples."""
     arithmetic = r"error\[NO-STEPS\]: 96 train samples in batches of 97 make 0 whole steps"
     mlp.run("data.batch_size=97", code=2, last=arithmetic)
 
 
+@pytest.mark.fault("D7")
 def test_more_micro_batches_than_samples_in_a_batch(mlp: Case) -> None:
     arithmetic = r"error\[NO-STEPS\]: .* batches of 16 .* 17 micro-batches; data\.batch_size"
     mlp.run("trainer.accumulate=17", code=2, last=arithmetic)
 
 
+@pytest.mark.fault("D7")
+def test_a_split_without_samples(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images)
+    for file in (images / "val").rglob("*.jpg"):
+        file.unlink()
+    typed = ("data=folder", f"data.root={images}", "data.batch_size=4")
+    case = Case(tmp_path / "case", *typed, inputs=(images,))
+    case.run(code=2, last=r"error\[NO-STEPS\]: the val split has no samples, .*; data; ")
+
+
+@pytest.mark.fault("D7")
+@pytest.mark.parametrize(("samples", "batch_size"), [(3, 3), (96, 3)])
+def test_fewer_samples_than_processes(tmp_path: Path, samples: int, batch_size: int) -> None:
+    root = write_mnist(tmp_path, train=samples)
+    typed = ["model=mlp", "data=mnist", f"data_dir={root}", f"data.batch_size={batch_size}"]
+    config = compose_config(typed).config
+    arithmetic = rf"{samples} train samples .*shared by 4 processes x 1 micro-batches"
+    with pytest.raises(ConfigError, match=arithmetic) as caught:
+        build_parts(config, device=torch.device("cpu"), ranks=Ranks(0, 0, 4))
+    assert caught.value.name == "NO-STEPS"
+
+
+@pytest.mark.fault("C2")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
 def test_a_gpu_that_is_not_there(mlp: Case, device: str) -> None:
@@ -85,6 +118,7 @@ def test_a_gpu_that_is_not_there(mlp: Case, device: str) -> None:
     mlp.run(f"trainer.device={device}", code=6, last=line)
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize("place", ["typed", "in a file"])
 def test_secrets_stay_where_they_are(mlp: Case, tmp_path: Path, place: str) -> None:
     """No file of the run holds the value; its config and the checkpoint's keep the reference."""

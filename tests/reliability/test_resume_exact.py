@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import EVERY_STEP, FAULTY, Case, Result, mlp_case, result, write_mnist
+from harness import EVERY_STEP, FAULTY, Case, Result, checkpoint, mlp_case, result, write_mnist
 
 Reference = Callable[[Case], Result]
 GO_ON = "to go on type: cvtrain "
@@ -51,6 +51,7 @@ def arrays(tmp_path: Path, mnist: Path) -> Case:
 
 
 # Within an epoch of six steps: the first, in the middle, the last, the first of the next.
+@pytest.mark.fault("R1")
 @pytest.mark.parametrize("step", [1, 3, 6, 7])
 def test_arrays(arrays: Case, uninterrupted: Reference, step: int) -> None:
     stop(arrays, at=step)
@@ -58,6 +59,8 @@ def test_arrays(arrays: Case, uninterrupted: Reference, step: int) -> None:
     assert result(arrays) == uninterrupted(arrays)
 
 
+@pytest.mark.fault("R1")
+@pytest.mark.fault("R2")
 def test_files_read_by_another_number_of_workers(files: Case, uninterrupted: Reference) -> None:
     stop(files, "trainer.workers=2", at=1)
     stop(files, "trainer.workers=0", at=2, since=1)
@@ -67,6 +70,7 @@ def test_files_read_by_another_number_of_workers(files: Case, uninterrupted: Ref
     assert result(files) == uninterrupted(files)
 
 
+@pytest.mark.fault("R3")
 def test_everything_at_once_stopped_within_a_step(
     tmp_path: Path, mnist: Path, uninterrupted: Reference
 ) -> None:
@@ -116,19 +120,24 @@ def test_a_schedule_that_remembers(mlp: Case, uninterrupted: Reference) -> None:
     assert rates[-1] < rates[15] < rates[0]  # dropped before the stop, and after it
 
 
+@pytest.mark.fault("R7")
 def test_changed_rate_is_refused(mlp: Case) -> None:
     stop(mlp, at=8)
     changed = r"error\[RESUME-CHANGED\]: .*optimizer\.lr: 0\.02 -> 0\.005"
     mlp.run("resume=auto", "optimizer.lr=0.005", code=2, last=changed)
 
 
+@pytest.mark.fault("R7")
 def test_changed_rate_is_used_where_allowed(mlp: Case) -> None:
     stop(mlp, at=8)
     mlp.run("resume=auto", "optimizer.lr=0.005", "resume_allow=[optimizer.lr]")
     rates = [line["train/lr"] for line in mlp.lines() if "train/lr" in line]
     assert rates == [0.02] * 8 + [0.005] * 16
+    groups = checkpoint(mlp.run_dir / "checkpoints/last.pt")["optimizer"]["param_groups"]
+    assert [(group["lr"], group["initial_lr"]) for group in groups] == [(0.005, 0.005)]
 
 
+@pytest.mark.fault("R7")
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -142,6 +151,7 @@ def test_another_run_is_no_resume(finished: Case, change: str, named: str) -> No
     finished.run("resume=auto", change, code=2, last=rf"error\[RESUME-CHANGED\]: .*{named}")
 
 
+@pytest.mark.fault("R7")
 def test_other_data_are_no_resume(mlp: Case, tmp_path: Path) -> None:
     other = write_mnist(tmp_path / "other", train=100)
     stop(mlp, at=8)
@@ -156,10 +166,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, mnist: Path) -> Case:
     return case
 
 
+@pytest.mark.fault("R7")
 def test_finished_run_is_left_as_it_is(finished: Case) -> None:
     finished.run("resume=auto", state=None)
 
 
+@pytest.mark.fault("R7")
 def test_finished_run_is_extended(tmp_path: Path, mnist: Path, uninterrupted: Reference) -> None:
     case = mlp_case(tmp_path / "case", mnist)
     case.overrides.remove("trainer.duration=4ep")

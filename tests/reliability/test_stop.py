@@ -1,6 +1,5 @@
 """A first signal lets the step end and saves; a second one ends at once; a resume loses nothing."""
 
-import os
 import random
 import shlex
 import signal
@@ -24,6 +23,7 @@ Reference = Callable[[Case], Result]
 SECONDS = 10  # from a signal to the end, at most
 
 
+@pytest.mark.fault("P2")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_while_data_are_drawn(tmp_path: Path, name: str) -> None:
     """Nothing is left: neither a run directory nor half a data set."""
@@ -36,6 +36,7 @@ def test_while_data_are_drawn(tmp_path: Path, name: str) -> None:
     case.end(process, code=code, last=last, state=None, seconds=SECONDS)
 
 
+@pytest.mark.fault("P2")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_in_a_step(mlp: Case, uninterrupted: Reference, name: str) -> None:
     mlp.run(
@@ -47,6 +48,7 @@ def test_in_a_step(mlp: Case, uninterrupted: Reference, name: str) -> None:
     assert result(mlp) == uninterrupted(mlp)
 
 
+@pytest.mark.fault("P2")
 def test_in_validation_and_on_with_what_the_last_line_says(
     mlp: Case, uninterrupted: Reference
 ) -> None:
@@ -74,6 +76,7 @@ def test_the_last_line_names_the_config_directory(mlp: Case, tmp_path: Path) -> 
     mlp.run(where=False)
 
 
+@pytest.mark.fault("P2")
 def test_in_a_checkpoint_write(tmp_path: Path, mnist: Path, uninterrupted: Reference) -> None:
     case = Case(
         tmp_path / "case",
@@ -91,6 +94,7 @@ def test_in_a_checkpoint_write(tmp_path: Path, mnist: Path, uninterrupted: Refer
     assert result(case) == uninterrupted(case)
 
 
+@pytest.mark.fault("P2")
 def test_second_signal_ends_at_once(mlp: Case, uninterrupted: Reference) -> None:
     process = mlp.start(fault="losses 9 SIGTERM 60")
     assert process.wait_for(lambda: mlp.steps[-1:] == [8])
@@ -103,6 +107,7 @@ def test_second_signal_ends_at_once(mlp: Case, uninterrupted: Reference) -> None
     assert result(mlp) == uninterrupted(mlp)
 
 
+@pytest.mark.fault("P2")
 def test_at_random_moments(tmp_path: Path, mnist: Path, uninterrupted: Reference) -> None:
     """Also while nothing listens yet: then the signal ends the process as it ends any other."""
     moments = random.Random(1)
@@ -122,6 +127,7 @@ def test_at_random_moments(tmp_path: Path, mnist: Path, uninterrupted: Reference
         assert result(case) == uninterrupted(case)
 
 
+@pytest.mark.fault("P2")
 def test_while_a_resume_begins(mlp: Case, uninterrupted: Reference) -> None:
     """In the middle of a file: a long list of figures is written anew, and takes its time."""
     mlp.run(fault="losses 9 SIGTERM", code=143, last="stopped")
@@ -136,20 +142,3 @@ def test_while_a_resume_begins(mlp: Case, uninterrupted: Reference) -> None:
     figures.write_text(lines)
     mlp.run("resume=auto")
     assert result(mlp) == uninterrupted(mlp)
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_of_the_whole_group(tmp_path: Path, shapes: Path, name: str) -> None:
-    """Ctrl-C in a terminal, and a batch system's end of a job, also reach the workers."""
-    case = Case(
-        tmp_path / "case",
-        *("data=shapes", "data.size=16", "data.train_per_class=8", "data.val_per_class=2"),
-        *(f"data.root={shapes}", "data.batch_size=8", "model=cnn", "model.widths=[8]"),
-        *("trainer.workers=2", "trainer.duration=1000ep", "eval.every=1000ep", *EVERY_STEP),
-        inputs=(shapes,),
-    )
-    process = case.start()
-    assert process.wait_for(lambda: len(case.steps) > 4), str(process)
-    os.killpg(process.pid, signal.Signals[name])
-    code = 128 + signal.Signals[name]
-    case.end(process, code=code, last=rf"stopped by {name} at step \d+;", seconds=SECONDS)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from harness import HERE, Case, checkpoint, forge
 
+pytestmark = pytest.mark.fault("S2")
+
 REFUSED = r"error\[TARGET\]: "
 STRANGER = "written_by_a_stranger"  # a module that can be imported, and shows that it was
 
@@ -71,7 +73,7 @@ WITH_AN_ALLOWED_PREFIX = [
     "torchvision.models.detection.faster_rcnn.torch.load",
     "torch.optim.swa_utils.torch.load",
     "cvtrain.engine.rundir.os.system",
-    "cvtrain.engine.rundir.write_atomic",
+    "cvtrain.files.write_atomic",
 ]
 
 

@@ -102,3 +102,22 @@ class NanEvaluator(ClassificationEvaluator):
     def compute(self) -> dict[str, float]:
         figures = super().compute()
         return figures if self.task.evaluations < 2 else {**figures, "top1_err": float("nan")}
+
+
+class BadSamples(Faulty):
+    """Batches with one of these samples are bad: `images` of them infinite, or only the `loss`."""
+
+    def __init__(self, *, num_classes: int, bad: list[int], where: str, **rest: Any) -> None:
+        super().__init__(num_classes=num_classes, **rest)
+        self.bad, self.where = torch.tensor(bad), where
+
+    def losses(self, model: nn.Module, batch: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        found = torch.isin(batch.ids, self.bad)
+        if self.where == "images":
+            factor = 1 + found.float().mul(float("inf")).nan_to_num(0, posinf=float("inf"))
+            batch = batch._replace(images=batch.images * factor.view(-1, 1, 1, 1))
+        pairs = super().losses(model, batch)
+        if self.where == "loss" and found.any():
+            total, count = pairs["loss"]
+            pairs["loss"] = (total + float("inf"), count)  # its gradient is finite
+        return pairs
