@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +55,15 @@ def write_images(root: Path, count: int) -> None:
 
 
 def our_trainer(model: str, root: Path, run: Path, device: torch.device) -> Trainer:
-    typed = [f"model={model}", f"data={SETS[model]}", f"data_dir={root}", "recipe=none"]
+    typed = [f"data_dir={root}", *(["augment=[none]"] if model == "resnet18" else [])]
+    return trainer_of(model, SETS[model], typed, run, device)
+
+
+def trainer_of(model: str, data: str, typed: list[str], run: Path, device: torch.device) -> Trainer:
+    """A trainer as `cvtrain model=... data=...` would have it, which saves nothing."""
+    typed = [f"model={model}", f"data={data}", "recipe=none", *typed]
     typed += [f"data.batch_size={BATCH}", "optimizer.lr=0.01", "trainer.log_every=100st"]
-    typed += ["~data.augment.pad_crop", "~data.augment.flip"] if model == "resnet18" else []
-    composed = compose_config(typed)
-    config = composed.config
+    config = compose_config(typed).config
     config.trainer.precision = pick_precision(config.trainer.precision, device)
     parts = build_parts(config, device=device, ranks=Ranks())
     return Trainer(
@@ -99,9 +104,15 @@ def network(trainer: Trainer) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    autocast: AbstractContextManager[None],
 ) -> None:
-    F.cross_entropy(model(images), labels).backward()
+    with autocast:
+        loss = F.cross_entropy(model(images), labels)
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -120,7 +131,7 @@ def bare_epoch(trainer: Trainer) -> Callable[[], None]:
             index = order[start : start + BATCH]
             images = ((split.images[index].float() / 255) - mean) / std
             images = images.contiguous(memory_format=torch.channels_last)
-            step(model, optimizer, images, split.labels[index])
+            step(model, optimizer, images, split.labels[index], trainer.autocast)
 
     return epoch
 
@@ -162,7 +173,8 @@ def torchvision_epoch(trainer: Trainer, root: Path, workers: int) -> Callable[[]
 
     def epoch() -> None:
         for images, labels in loader:
-            step(model, optimizer, images.to(trainer.device), labels.to(trainer.device))
+            batch = images.to(trainer.device), labels.to(trainer.device)
+            step(model, optimizer, *batch, trainer.autocast)
 
     return epoch
 

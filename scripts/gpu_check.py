@@ -1,0 +1,353 @@
+"""Runs what depends on the device, a line each, and times training against a bare loop and timm.
+
+    python scripts/gpu_check.py                       # on a machine with CUDA
+    python scripts/gpu_check.py --only checks         # or: times
+    python scripts/gpu_check.py --device cpu --quick  # the script itself, anywhere
+
+Every check trains through the command on small data that it writes. Exit code 1 if one fails.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_data import in_memory
+from bench_epoch import bare_epoch, our_epoch, step, trainer_of, write_images
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OPTIONS = argparse.Namespace()
+
+
+# What the command does
+
+
+def train(run: Path, *typed: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """`cvtrain TYPED` on the device; AssertionError when it ends with another exit code."""
+    words = [*typed, f"trainer.device={OPTIONS.device}", f"hydra.run.dir={run}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cvtrain", *words],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == code, f"exit code {done.returncode}: {done.stderr[-2000:]}"
+    return done
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+def digest(run: Path) -> str:
+    """Of the weights, buffers and optimizer of the last checkpoint, bit for bit."""
+    state = torch.load(run / "checkpoints/last.pt", map_location="cpu", weights_only=True)
+    hashed = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            hashed.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in sorted(value, key=str):
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            for item in value:
+                add(item)
+
+    add({name: state[name] for name in ("model", "ema", "optimizer", "scaler")})
+    return hashed.hexdigest()
+
+
+def cifar(root: Path) -> list[str]:
+    if not (root / "cifar").exists():
+        write_images(root / "cifar", 2560)
+    return ["data=cifar10", f"data_dir={root / 'cifar'}", "recipe=none", "trainer.log_every=1st"]
+
+
+def check_precision(name: str) -> Callable[[Path], str]:
+    def check(root: Path) -> str:
+        line = ["model=resnet20", *cifar(root), "trainer.duration=10st", "optimizer.lr=0.01"]
+        train(root / name, *line, f"trainer.precision={name}")
+        found = summary(root / name)
+        return f"val/loss {found['val/loss']:.4f}, {found['train/images_per_sec']:.0f} images/s"
+
+    return check
+
+
+def check_layouts(root: Path) -> str:
+    """channels_last changes the speed, and the figures by rounding at most."""
+    losses = []
+    for word in ("true", "false"):
+        line = ["model=resnet20", *cifar(root), "trainer.duration=10st", "trainer.precision=fp32"]
+        train(root / word, *line, "optimizer.lr=0.01", f"trainer.channels_last={word}")
+        losses.append(summary(root / word)["val/loss"])
+    assert abs(losses[0] - losses[1]) < 0.02 * losses[0], losses
+    return f"val/loss {losses[0]:.4f} and {losses[1]:.4f}"
+
+
+def check_compile(root: Path) -> str:
+    line = ["model=resnet20", *cifar(root), "trainer.duration=10st", "optimizer.lr=0.01"]
+    train(root / "compiled", *line, "trainer.compile=true")
+    return f"val/loss {summary(root / 'compiled')['val/loss']:.4f}"
+
+
+def check_resume(root: Path) -> str:
+    """Twelve steps in one go, and in two: deterministic kernels, EMA, the same bits."""
+    line = ["model=resnet20", *cifar(root), "trainer.deterministic=true", "trainer.ema=0.9"]
+    line += ["optimizer.lr=0.01", "scheduler=constant", "eval.every=100ep"]
+    train(root / "whole", *line, "trainer.duration=12st")
+    train(root / "parts", *line, "trainer.duration=5st")
+    more = ["trainer.duration=12st", "resume=auto", "resume_allow=[trainer.duration]"]
+    train(root / "parts", *line, *more)
+    first, second = digest(root / "whole"), digest(root / "parts")
+    assert first == second, f"{first[:12]} is not {second[:12]}"
+    return f"sha256 {first[:12]} both"
+
+
+def check_formats(root: Path) -> str:
+    """A folder of every kind of file, through pinned memory and workers, onto the device."""
+    rng = np.random.default_rng(0)
+    modes = {"a.jpg": "RGB", "b c.png": "RGBA", "c.gif": "P", "d.png": "L", "e.jpg": "CMYK"}
+    for split in ("train", "val"):
+        for name in ("ants", "bees"):
+            folder = root / "images" / split / name
+            folder.mkdir(parents=True)
+            for file, mode in modes.items():
+                pixels = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+                Image.fromarray(pixels).convert(mode).save(folder / file)
+            wide = rng.integers(0, 2**16, (40, 50), dtype=np.uint16)
+            Image.fromarray(wide).save(folder / "f.png")
+    line = ["model=resnet18", "data=folder", f"data.root={root / 'images'}", "data.image_size=64"]
+    line += ["augment=[random_resized_crop,flip,color_jitter,lighting,mixup,cutmix]"]
+    train(root / "folder", *line, "debug=smoke", "trainer.workers=2")
+    return f"val/loss {summary(root / 'folder')['val/loss']:.4f}"
+
+
+def check_device_data(root: Path) -> str:
+    """Array data lie on the device, and give the batches that the CPU gives."""
+    typed = ["augment=[pad_crop,flip,affine]", f"data_dir={root / 'cifar'}"]
+    cifar(root)
+    batches = []
+    for name in ("cpu", OPTIONS.device):
+        trainer = trainer_of("resnet20", "cifar10", typed, root, torch.device(name))
+        ((batch,), *_) = trainer.parts.train.epoch(0)
+        assert batch.images.device.type == torch.device(name).type
+        batches.append(batch.images.cpu().int())
+    away = (batches[0] - batches[1]).abs()
+    assert away.max() <= 1, f"pixels differ by {away.max()}"
+    return f"{(away > 0).float().mean():.2%} of the pixels round differently"
+
+
+def check_non_finite(root: Path) -> str:
+    line = ["model=resnet20", *cifar(root), "trainer.duration=10st", "optimizer.lr=1e30"]
+    done = train(root / "wild", *line, code=5)
+    return done.stderr.splitlines()[-1][:90]
+
+
+def check_cpu_can_read(root: Path) -> str:
+    """A checkpoint of this device starts a run on the CPU."""
+    line = ["model=resnet20", *cifar(root), "optimizer.lr=0.01", "trainer.duration=2st"]
+    train(root / "there", *line)
+    weights = f"init.weights={root / 'there/checkpoints/last.pt'}"
+    device, OPTIONS.device = OPTIONS.device, "cpu"
+    try:
+        train(root / "here", *line, weights, "trainer.precision=fp32")
+    finally:
+        OPTIONS.device = device
+    return "read"
+
+
+CHECKS: dict[str, Callable[[Path], str]] = {
+    **{f"precision {p}": check_precision(p) for p in ("fp32", "tf32", "bf16", "fp16")},
+    "channels_last": check_layouts,
+    "compile": check_compile,
+    "resume exact (deterministic)": check_resume,
+    "data on the device": check_device_data,
+    "mixed formats, workers": check_formats,
+    "non-finite stops": check_non_finite,
+    "checkpoint on the CPU": check_cpu_can_read,
+}
+
+
+def run_checks() -> int:
+    failed = 0
+    for name, check in CHECKS.items():
+        if OPTIONS.device == "cpu" and name in ("precision fp16", "precision tf32"):
+            print(f"SKIP  {name:<30} not for the CPU", flush=True)
+            continue
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                text, word = check(Path(folder)), "ok"
+            except Exception as error:  # the others are still of interest
+                text, word = " ".join(str(error).split())[-600:] or repr(error), "FAIL"
+                if not isinstance(error, AssertionError):
+                    traceback.print_exc()
+                failed += 1
+        print(f"{word:<5} {name:<30} {time.perf_counter() - start:6.1f} s  {text}", flush=True)
+    return failed
+
+
+# How fast it is
+
+
+def timed(runs: dict[str, Callable[[], None]], samples: int) -> str:
+    """Images per second of each, the best of the repeats, which take turns."""
+    best: dict[str, float] = {}
+    for repeat in range(1 + (1 if OPTIONS.quick else 4)):
+        for name, epoch in runs.items():
+            synchronise()
+            start = time.perf_counter()
+            epoch()
+            synchronise()
+            if repeat:  # the first one warms up
+                best[name] = min(best.get(name, 1e9), time.perf_counter() - start)
+    base = best["bare loop"]
+    return ", ".join(f"{n} {samples / s:.0f} images/s ({base / s:.2f})" for n, s in best.items())
+
+
+def synchronise() -> None:
+    if OPTIONS.device != "cpu":
+        torch.cuda.synchronize()
+
+
+def with_timm(trainer: Any, name: str, folder: Path | None, size: int) -> dict[str, Any]:
+    """timm's network in the same loop: on resident batches, or behind its own loader."""
+    try:
+        import timm
+        from timm.data import create_dataset, create_loader
+    except ImportError:
+        return {}
+    device = trainer.device
+    classes = len(trainer.parts.source.info.classes)
+    model = timm.create_model(name, num_classes=classes).to(device)
+    model = model.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), **trainer.parts.optimizer.defaults)
+    batch_size = trainer.plan.batch_size
+    if folder is None:
+        return {}
+    loader = create_loader(
+        create_dataset("", root=str(folder / "train"), is_training=True),
+        input_size=(3, size, size),
+        batch_size=batch_size,
+        is_training=True,
+        use_prefetcher=device.type == "cuda",
+        num_workers=max(1, len(os.sched_getaffinity(0)) - 1),
+        device=device,
+        persistent_workers=True,
+    )
+
+    def epoch() -> None:
+        for images, labels in loader:
+            images = images.contiguous(memory_format=torch.channels_last)
+            step(model, optimizer, images, labels, trainer.autocast)
+
+    return {"timm": epoch}
+
+
+def write_photographs(root: Path, count: int, size: int) -> None:
+    rng = np.random.default_rng(0)
+    for split, number in (("train", count), ("val", 16)):
+        for index in range(number):
+            folder = root / split / f"class{index % 8}"
+            folder.mkdir(parents=True, exist_ok=True)
+            coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+            coarse.resize((size + 60, size)).save(folder / f"{index}.jpg", quality=90)
+
+
+def time_arrays(model: str, data: str, count: int) -> Callable[[Path], str]:
+    def time_it(root: Path) -> str:
+        if data == "mnist":
+            write_digits(root, count)
+        else:
+            write_images(root, count)
+        typed = [f"data_dir={root}", "augment=[none]"]
+        trainer = trainer_of(model, data, typed, root / "run", torch.device(OPTIONS.device))
+        runs = {"bare loop": bare_epoch(trainer), "cvtrain": our_epoch(trainer)}
+        return timed(runs, trainer.parts.train.steps * trainer.plan.batch_size)
+
+    return time_it
+
+
+def write_digits(root: Path, count: int) -> None:
+    folder = root / "MNIST/raw"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, number in (("train", count), ("t10k", 100)):
+        for kind, shape in (("images-idx3", (number, 28, 28)), ("labels-idx1", (number,))):
+            sizes = b"".join(side.to_bytes(4, "big") for side in shape)
+            values = rng.integers(0, 256 if len(shape) == 3 else 10, shape, dtype=np.uint8)
+            header = bytes([0, 0, 8, len(shape)]) + sizes
+            (folder / f"{name}-{kind}-ubyte").write_bytes(header + values.tobytes())
+
+
+def time_folder(model: str, size: int, count: int) -> Callable[[Path], str]:
+    """End to end from JPEG files, against resident batches and timm with its own loader."""
+
+    def time_it(root: Path) -> str:
+        write_photographs(root / "images", count, size)
+        typed = [f"data.root={root / 'images'}", f"data.image_size={size}"]
+        device = torch.device(OPTIONS.device)
+        trainer = trainer_of(model, "folder", typed, root / "run", device)
+        runs = {
+            "bare loop": in_memory(trainer, root / "images", device, size),
+            "cvtrain": our_epoch(trainer),
+            **with_timm(trainer, model, root / "images", size),
+        }
+        try:
+            return timed(runs, trainer.parts.train.steps * trainer.plan.batch_size)
+        finally:
+            trainer.parts.train.close()
+
+    return time_it
+
+
+def run_times() -> None:
+    few = OPTIONS.quick
+    times = {
+        "LeNet-5, MNIST": time_arrays("lenet5", "mnist", 1280 if few else 60_000),
+        "ResNet-18, CIFAR": time_arrays("resnet18", "cifar10", 640 if few else 50_000),
+        "ResNet-50, 224, JPEGs": time_folder("resnet50", 64 if few else 224, 256 if few else 5120),
+    }
+    for name, time_it in times.items():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                text = time_it(Path(folder))
+            except Exception as error:
+                traceback.print_exc()
+                text = f"FAIL {error}"
+        print(f"time  {name:<30} {text}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", choices=("checks", "times"))
+    parser.add_argument("--quick", action="store_true", help="small data, to try the script")
+    parser.parse_args(namespace=OPTIONS)
+    if OPTIONS.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device here; --device cpu --quick tries the script itself")
+        return 1
+    name = torch.cuda.get_device_name() if OPTIONS.device == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores")
+    failed = run_checks() if OPTIONS.only != "times" else 0
+    if OPTIONS.only != "checks":
+        run_times()
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
