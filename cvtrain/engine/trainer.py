@@ -125,9 +125,9 @@ class Trainer:
         if plan.seconds is not None:
             self.time_is_up = self.ranks.any(position.seconds >= plan.seconds, self.device)
         at_end = self.finished and not self.stopped
-        if position.step and self.window.totals and (at_end or position.step % plan.log_every == 0):
-            self.log()
         due = position.step and (at_end or position.step % plan.eval_every == 0)
+        if self.window.totals and (due or position.step % plan.log_every == 0):
+            self.log()
         if due and position.evaluated_at != position.step and not self.stopped:
             self.validate()
         if position.step and (
