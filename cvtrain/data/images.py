@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ class Header:
     width: int  # pixels, of the upright image
     height: int
     plain: bool  # an upright JPEG in grey or YCbCr
+    size: int = field(default=0, compare=False)  # of the file, bytes
 
 
 class BadImage(Exception):
@@ -73,7 +74,8 @@ def _pillow() -> Iterator[None]:
 def probe(path: Path, *, max_pixels: int) -> Header:
     """Read the header and look at the end of the file. Raises BadImage."""
     with _pillow():
-        if not path.stat().st_size:  # of a pipe too, which would never end
+        size = path.stat().st_size
+        if not size:  # of a pipe too, which would never end
             raise BadImage("is empty, 0 bytes")
         with path.open("rb") as file, Image.open(file) as image:
             if image.format not in FORMATS:
@@ -92,13 +94,13 @@ def probe(path: Path, *, max_pixels: int) -> Header:
                 image.format == "JPEG" and image.mode in ("RGB", "L") and turn not in range(2, 9)
             )
             end, length = ENDS.get(image.format, (b"", 0))
-            file.seek(-min(length, path.stat().st_size), io.SEEK_END)
+            file.seek(-min(length, size), io.SEEK_END)
             tail = file.read()
             # Cut off, or something stands behind it; or it says only late how it is turned.
             if length == 0 or not tail.endswith(end) or b"eXIf" in tail:
                 file.seek(0)
                 width, height = ImageOps.exif_transpose(Image.open(file)).size
-    return Header(width, height, plain)
+    return Header(width, height, plain, size)
 
 
 def read_box(path: Path, header: Header, box: Box, size: int) -> Tensor:

@@ -42,7 +42,7 @@ class Scan:
         """Of every file's place and size, in bytes and pixels."""
         digest = hashlib.sha256()
         for file, label, header in zip(self.files, self.labels, self.headers, strict=True):
-            size = f"{file.stat().st_size}/{header.width}x{header.height}"
+            size = f"{header.size}/{header.width}x{header.height}"
             line = f"{label}/{file.relative_to(self.root)}/{size}\n"
             digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
