@@ -115,3 +115,7 @@ def write_data(name: str, root: Path) -> list[str]:
     elif name == "folder":
         write_images(root / name)
     return [f"data_dir={root}", *(TINY_SHAPES if name == "shapes" else ())]
+
+
+# A child's ru_maxrss begins with its parent's, this one with the program.
+PEAK = r"int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1])"  # kilobytes
