@@ -61,11 +61,12 @@ def test_each_second_goes_to_its_name(tmp_path: Path) -> None:
     spent, steps = run.position.time, run.position.step
     assert steps == 10
     for name, count in (("data", steps), ("compute", steps), ("eval", 1)):
-        assert count * WAIT[name] <= spent[name] < count * WAIT[name] + 0.15, name
+        assert count * WAIT[name] <= spent[name], name
     assert sum(spent.values()) <= run.position.seconds <= whole
-    assert run.position.seconds - sum(spent.values()) < 0.1
     # The speed is that of training: evaluation and saving do not slow it.
-    assert run.images_per_sec == pytest.approx(11 / 0.03, rel=0.3)
+    trained = spent["data"] + spent["compute"]
+    assert run.images_per_sec == pytest.approx(11 * steps / trained, rel=0.5)
+    assert 11 * steps / run.position.seconds < run.images_per_sec <= 11 / 0.03
     # A resumed run goes on counting.
     again = trainer(SlowTask(num_classes=4), tmp_path)
     again.load(run.state(), source="")
@@ -84,7 +85,7 @@ def test_a_lap_without_a_name_is_in_the_total_alone() -> None:
     assert position.seconds >= 5.01
     assert not any(position.time.values())
     watch.lap("eval")
-    assert 0 < position.time["eval"] < 0.01
+    assert 0 < position.time["eval"] < position.seconds - 5
 
 
 def test_a_window_counts_steps_and_their_seconds_only() -> None:
