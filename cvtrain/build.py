@@ -38,13 +38,13 @@ from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.plan import Parts, Plan
 from cvtrain.engine.schedule import Schedule
 from cvtrain.errors import ConfigError, nearest, refused_target
-from cvtrain.models.zoo import torchvision_model
+from cvtrain.models.zoo import timm_model, torchvision_model
 from cvtrain.seeding import seed_for
 from cvtrain.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
-FACTORIES: tuple[Callable[..., Any], ...] = (torchvision_model,)
+FACTORIES: tuple[Callable[..., Any], ...] = (torchvision_model, timm_model)
 
 
 # Targets

@@ -51,10 +51,10 @@ def sync_directory(folder: Path) -> None:
 
 
 @contextmanager
-def whole(path: Path, *, size: int = 0) -> Iterator[Path]:
+def whole(path: Path, *, size: int = 0, key: str = "hydra.run.dir") -> Iterator[Path]:
     """A temporary file to write, which then takes the place of `path` at once."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path, size=size):
+    with writing(path, size=size, key=key):
         try:
             yield temporary
             os.replace(temporary, path)

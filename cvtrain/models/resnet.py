@@ -8,9 +8,12 @@ torchvision's in both, so its weights load in both, but they were trained with t
 Convolutions are initialised after He et al. (normal, fan out), batch norm as 1 and 0 (no residual
 branch starts at zero), the linear layer by PyTorch's default.
 
-Differs: shortcuts of option B (1x1 projection where the shape changes) at every depth; the paper's
-main results of 18 and 34 layers use option A. The max-pool is padded by 1; the released networks
-pad by 0 and round up: the same size, windows one pixel apart. Images of at most 64 pixels, which
+`shortcut` is the paper's option: B, a 1x1 projection where the shape changes; A, every second pixel
+and zeros for the channels that lack, as in Table 2 for 18 and 34 layers; C, projections everywhere.
+
+Differs: the paper does not say where option A puts its zero channels; here they come last. The
+max-pool is padded by 1; the released networks pad by 0 and round up: the same size, windows one
+pixel apart. Images of at most 64 pixels, which
 the paper's stem would leave 2x2 at the end, get a stem of one 3x3 convolution (`stem="auto"`).
 """
 
@@ -42,10 +45,24 @@ def conv(inputs: int, outputs: int, kernel_size: int, *, stride: int = 1) -> nn.
     return nn.Conv2d(inputs, outputs, kernel_size, stride=stride, padding=padding, bias=False)
 
 
-def projection(inputs: int, outputs: int, *, stride: int) -> nn.Sequential | None:
-    """Option B: a 1x1 convolution where the shape changes, nothing elsewhere."""
-    if stride == 1 and inputs == outputs:
+class ZeroPad(nn.Module):
+    """Option A: every `stride`-th pixel, and zeros for the channels that the input lacks."""
+
+    def __init__(self, lacking: int, *, stride: int) -> None:
+        super().__init__()
+        self.lacking, self.stride = lacking, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(pixels, (0, 0, 0, 0, 0, self.lacking))
+
+
+def make_shortcut(inputs: int, outputs: int, *, stride: int, option: str) -> nn.Module | None:
+    """None for the identity: options A and B, where the shape stays."""
+    if option != "C" and stride == 1 and inputs == outputs:
         return None
+    if option == "A":
+        return ZeroPad(outputs - inputs, stride=stride)
     return nn.Sequential(conv(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
 
 
@@ -54,13 +71,13 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, *, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, *, stride: int, shortcut: str = "B") -> None:
         super().__init__()
         self.conv1 = conv(inputs, width, 3, stride=stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = projection(inputs, width, stride=stride)
+        self.downsample = make_shortcut(inputs, width, stride=stride, option=shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -73,7 +90,9 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, *, stride: int, stride_in: str) -> None:
+    def __init__(
+        self, inputs: int, width: int, *, stride: int, shortcut: str, stride_in: str
+    ) -> None:
         super().__init__()
         outputs = self.expansion * width
         stride_1x1, stride_3x3 = (stride, 1) if stride_in == "1x1" else (1, stride)
@@ -83,7 +102,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = conv(width, outputs, 1)
         self.bn3 = nn.BatchNorm2d(outputs)
-        self.downsample = projection(inputs, outputs, stride=stride)
+        self.downsample = make_shortcut(inputs, outputs, stride=stride, option=shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -108,11 +127,17 @@ def check_choice(key: str, value: object, valid: tuple[object, ...]) -> None:
         raise ConfigError(f"no such {key}", f"model.{key}={value}", f"choose from {choices}")
 
 
+def init_after_he(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 class ResNet(nn.Module):
     """Float images [N, in_channels, H, W] of any size to logits [N, num_classes].
 
     `image_size` (pixels) only serves stem="auto", `stride_in` only depths 50, 101 and 152.
-    Raises ConfigError for a depth, stride_in or stem that does not exist.
+    Raises ConfigError for a depth, shortcut, stride_in or stem that does not exist.
     """
 
     def __init__(
@@ -122,11 +147,13 @@ class ResNet(nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
         image_size: int = 224,
+        shortcut: Literal["A", "B", "C"] = "B",
         stride_in: Literal["1x1", "3x3"] = "1x1",
         stem: Literal["auto", "imagenet", "small"] = "auto",
     ) -> None:
         super().__init__()
         check_choice("depth", depth, (*BASIC, *BOTTLENECK))
+        check_choice("shortcut", shortcut, ("A", "B", "C"))
         check_choice("stride_in", stride_in, ("1x1", "3x3"))
         check_choice("stem", stem, ("auto", "imagenet", "small"))
         small = stem == "small" or (stem == "auto" and image_size <= SMALL_IMAGE)
@@ -135,8 +162,9 @@ class ResNet(nn.Module):
         self.conv1 = conv(in_channels, 64, 3) if small else conv(in_channels, 64, 7, stride=2)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
-        bottleneck = partial(Bottleneck, stride_in=stride_in)
-        block: BlockType = BasicBlock if depth in BASIC else bottleneck
+        basic = partial(BasicBlock, shortcut=shortcut)
+        bottleneck = partial(Bottleneck, shortcut=shortcut, stride_in=stride_in)
+        block: BlockType = basic if depth in BASIC else bottleneck
         widening = BasicBlock.expansion if depth in BASIC else Bottleneck.expansion
         blocks = (BASIC | BOTTLENECK)[depth]
         # conv2_x follows the stem's max-pool and so keeps the size.
@@ -145,9 +173,7 @@ class ResNet(nn.Module):
         self.layer3 = stage(block, 128 * widening, 256, blocks=blocks[2], stride=2)
         self.layer4 = stage(block, 256 * widening, 512, blocks=blocks[3], stride=2)
         self.fc = nn.Linear(512 * widening, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_after_he(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(images))))

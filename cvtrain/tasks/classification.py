@@ -23,6 +23,8 @@ class Classification(Task):
     `reject_logit` adds to the loss a further class of that constant logit: with logits of minus a
     distance it is the discriminative criterion of LeCun et al. 1998, equation 9, where -j is the
     logit and keeps the distances of wrong classes from growing for ever.
+    A network that in training gives a tuple, its logits and those of `aux_heads` auxiliary heads,
+    is judged by the first; each of the others adds `aux_weight` times its own cross-entropy.
     """
 
     primary = Metric("top1_err", higher_is_better=False)
@@ -34,32 +36,40 @@ class Classification(Task):
         label_smoothing: float = 0.0,
         class_weights: list[float] | None = None,
         reject_logit: float | None = None,
+        aux_weight: float = 0.3,
     ) -> None:
         if class_weights is not None and len(class_weights) != num_classes:
             raise ConfigError(
                 f"{len(class_weights)} weights for {num_classes} classes", "task.class_weights"
             )
-        self.num_classes = num_classes
+        self.num_classes, self.aux_weight = num_classes, aux_weight
         self.label_smoothing, self.reject_logit = label_smoothing, reject_logit
         self.class_weights = None if class_weights is None else torch.tensor(class_weights)
 
     def losses(
         self, model: nn.Module, batch: ClassificationBatch
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        logits = model(batch.images).float()
+        logits, *auxiliary = all_logits(model(batch.images))
         labels = batch.labels.argmax(1) if batch.labels.is_floating_point() else batch.labels
         wrong = (logits.detach().argmax(1) != labels).sum()
-        samples = self.samples(batch)
-        return {
+        pairs = {
             "loss": (self.cross_entropy(logits, batch.labels), self.weight(batch)),
-            "top1_err": (100 * wrong, samples),
+            "top1_err": (100 * wrong, self.samples(batch)),
         }
+        for number, head in enumerate(auxiliary, start=1):
+            loss = self.aux_weight * self.cross_entropy(head, batch.labels)
+            pairs[f"aux{number}"] = (loss, self.weight(batch))
+        return pairs
 
     def counts(self, model: nn.Module, batch: ClassificationBatch) -> dict[str, Tensor]:
-        return {"loss": self.weight(batch), "top1_err": self.samples(batch)}
+        # DistributedDataParallel has the network one level down.
+        network = model if hasattr(model, "aux_heads") else getattr(model, "module", model)
+        heads = range(1, 1 + getattr(network, "aux_heads", 0))
+        auxiliary = {f"aux{number}": self.weight(batch) for number in heads}
+        return {"loss": self.weight(batch), "top1_err": self.samples(batch), **auxiliary}
 
     def predict(self, model: nn.Module, batch: ClassificationBatch) -> Tensor:
-        return model(batch.images).float()
+        return all_logits(model(batch.images))[0]
 
     def evaluator(self) -> ClassificationEvaluator:
         return ClassificationEvaluator(self)
@@ -97,6 +107,12 @@ class Classification(Task):
         if batch.labels.is_floating_point():
             return (batch.labels @ weights.to(batch.labels.dtype)).sum()
         return weights[batch.labels].sum()
+
+
+def all_logits(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    """float32, the network's own first."""
+    heads = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [logits.float() for logits in heads]
 
 
 def shares(label: Tensor, names: Sequence[str]) -> list[str]:

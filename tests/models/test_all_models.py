@@ -47,6 +47,8 @@ def test_yaml_lists_every_argument(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_logits_and_gradients(name: str) -> None:
+    if name == "timm":
+        pytest.importorskip("timm")
     torch.manual_seed(0)
     config = CONFIGS[name]
     target, size = target_of(config), image_size_of(config)

@@ -9,10 +9,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cvtrain.errors import ConfigError
-from cvtrain.models.resnet import ResNet
+from cvtrain.models.resnet import ResNet, ZeroPad
 from cvtrain.models.resnet_cifar import ResNetCifar, ZeroPadShortcut
 
 PARAMETERS = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
+OPTIONS = {  # option A, option C
+    18: (11_515_688, 12_043_816),
+    34: (21_623_848, 22_716_840),
+    50: (22_780_456, 40_128_552),
+    101: (41_772_584, 76_981_288),
+    152: (57_416_232, 107_335_720),
+}
 CIFAR_PARAMETERS = {  # option A, option B
     20: (269_722, 272_474),
     32: (464_154, 466_906),
@@ -71,6 +78,64 @@ def test_multiply_adds_of_basic_blocks(depth: int, billions: float) -> None:
     assert round(multiply_adds(on_meta(ResNet, depth=depth), image_size=224) / 1e9, 3) == billions
 
 
+@pytest.mark.parametrize("depth", OPTIONS)
+def test_parameters_of_the_other_shortcuts(depth: int) -> None:
+    models = [on_meta(ResNet, depth=depth, shortcut=option) for option in "AC"]
+    assert tuple(count(model) for model in models) == OPTIONS[depth]
+    # A has no weights to name, C the names of B and more.
+    names = [set(on_meta(ResNet, depth=depth).state_dict())]
+    names += [set(model.state_dict()) for model in models]
+    assert names[1] == {name for name in names[0] if "downsample" not in name}
+    assert names[2] > names[0]
+
+
+@pytest.mark.parametrize(
+    ("depth", "option", "billions"),
+    [(18, "A", 1.795), (18, "C", 1.878), (34, "A", 3.644), (34, "C", 3.831)],
+)
+def test_multiply_adds_of_the_other_shortcuts(depth: int, option: str, billions: float) -> None:
+    model = on_meta(ResNet, depth=depth, shortcut=option)
+    assert round(multiply_adds(model, image_size=224) / 1e9, 3) == billions
+
+
+def test_zero_padding_by_hand() -> None:
+    x = torch.arange(9.0).reshape(1, 1, 3, 3)
+    zeros = torch.zeros(1, 2, 2, 2)
+    halved = torch.tensor([[[[0.0, 2], [6, 8]]]])
+    assert torch.equal(ZeroPad(2, stride=2)(x), torch.cat([halved, zeros], 1))
+    # A bottleneck's first stage widens at full size.
+    assert torch.equal(ZeroPad(1, stride=1)(x), torch.cat([x, torch.zeros_like(x)], 1))
+
+
+@pytest.mark.parametrize("stride_in", ["1x1", "3x3"])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_option_a_block_is_pixels_where_the_branch_is_silent(depth: int, stride_in: str) -> None:
+    block = ResNet(depth=depth, shortcut="A", stride_in=stride_in).layer2[0].eval()
+    last = block.bn2 if depth == 18 else block.bn3
+    nn.init.zeros_(last.weight)
+    channels = block.conv1.in_channels
+    x = torch.rand(2, channels, 7, 9)
+    out = block(x)
+    assert torch.equal(out[:, :channels], x[:, :, ::2, ::2])
+    assert out.shape[1] == 2 * channels
+    assert (out[:, channels:] == 0).all()
+
+
+@pytest.mark.parametrize("option", "AC")
+def test_the_other_shortcuts_train(option: str) -> None:
+    torch.manual_seed(0)
+    model = ResNet(depth=18, shortcut=option, num_classes=3, image_size=32)
+    again = ResNet(depth=18, shortcut=option, num_classes=3, image_size=32)
+    again.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 17, 17)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), again.eval()(images))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model.train()(images)
+    logits.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_stage_sizes() -> None:
     model, sizes = on_meta(ResNet), {}
     for name, layer in model.named_children():
@@ -94,14 +159,14 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", PARAMETERS)
 @torch.no_grad()
 def test_torchvisions_weights_give_torchvisions_logits(depth: int) -> None:
     torch.manual_seed(0)
     theirs = randomised(torchvision.models.get_model(f"resnet{depth}", weights=None))
     ours = ResNet(depth=depth, stride_in="3x3").eval()
     ours.load_state_dict(theirs.state_dict())
-    images = torch.randn(2, 3, 96, 96)
+    images = torch.randn(1, 3, 64, 64)
     expected = theirs(images)
     scale = expected.abs().max()
     torch.testing.assert_close(ours(images) / scale, expected / scale, atol=1e-5, rtol=0)
@@ -125,7 +190,9 @@ def test_small_stem(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.text
 
 
-@pytest.mark.parametrize("bad", [{"depth": 20}, {"stem": "tiny"}, {"stride_in": "5x5"}])
+@pytest.mark.parametrize(
+    "bad", [{"depth": 20}, {"stem": "tiny"}, {"stride_in": "5x5"}, {"shortcut": "D"}]
+)
 def test_resnet_refuses_what_the_paper_lacks(bad: dict) -> None:
     with pytest.raises(ConfigError, match=r"model\..*choose from"):
         ResNet(**bad)

@@ -258,6 +258,75 @@ def test_the_error_of_a_mixed_image_is_that_of_its_largest_share() -> None:
     assert (wrong / count).item() == 50
 
 
+# Auxiliary heads
+
+
+class Headed(nn.Module):
+    """As GoogLeNet: three logits in training, one in evaluation."""
+
+    aux_heads = 2
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return (x, 2 * x, -x) if self.training else x
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, {"aux_weight": 0.5}, {"aux_weight": 0.0}])
+@pytest.mark.parametrize("size", [64, 7])
+def test_each_head_adds_its_weighted_loss(settings: dict[str, Any], size: int) -> None:
+    task, batch, model = Classification(num_classes=CLASSES, **settings), batch_of(), Headed()
+    totals: dict[str, Tensor] = {}
+    for part in parts(batch, size):
+        for name, pair in task.losses(model, part).items():
+            totals[name] = totals.get(name, torch.zeros(2)) + torch.stack([v.float() for v in pair])
+    assert totals.keys() == {"loss", "top1_err", "aux1", "aux2"}
+    means = {name: (total / count).item() for name, (total, count) in totals.items()}
+    weights = settings.get("class_weights")
+    for name, logits, factor in (
+        ("loss", batch.images, 1.0),
+        ("aux1", 2 * batch.images, settings.get("aux_weight", 0.3)),
+        ("aux2", -batch.images, settings.get("aux_weight", 0.3)),
+    ):
+        expected = F.cross_entropy(
+            logits,
+            batch.labels,
+            weight=None if weights is None else torch.tensor(weights),
+            label_smoothing=settings.get("label_smoothing", 0.0),
+        )
+        assert means[name] == pytest.approx(factor * expected.item(), rel=1e-5), name
+    wrong = (batch.images.argmax(1) != batch.labels).double().mean()
+    assert means["top1_err"] == pytest.approx(100 * wrong.item())  # of the first alone
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_counts_of_heads_are_known_before_they_run(settings: dict[str, Any], wrapped: bool) -> None:
+    task, batch, model = Classification(num_classes=CLASSES, **settings), batch_of(), Headed()
+    outer: nn.Module = model
+    if wrapped:  # as DistributedDataParallel has it
+        outer = nn.Module()
+        outer.module = model
+    pairs, counts = task.losses(model, batch), task.counts(outer, batch)
+    assert counts.keys() == pairs.keys()
+    assert all(torch.equal(counts[name], count) for name, (_, count) in pairs.items())
+
+
+def test_gradients_come_from_every_head() -> None:
+    task, batch = Classification(num_classes=CLASSES), batch_of()
+    batch = batch._replace(images=batch.images.requires_grad_())
+    pairs = task.losses(Headed(), batch)
+    assert {name for name, pair in pairs.items() if pair[0].requires_grad} == {
+        "loss",
+        "aux1",
+        "aux2",
+    }
+
+
+def test_a_prediction_is_the_first_heads() -> None:
+    task, batch = Classification(num_classes=CLASSES), batch_of()
+    for model in (Headed().train(), Headed().eval()):
+        assert torch.equal(task.predict(model, batch), batch.images)
+
+
 # What an evaluation shows
 
 
