@@ -157,9 +157,11 @@ def _loaders(
     # Evaluated on the training split, a run sees what it was trained on, unchanged.
     on_train = config.eval.split is EvalSplit.train
     augmentations = _augmentations(config, source)
-    training = _loader(config, source.train(size, augmentations), source, size, True, device, ranks)
+    training = make_loader(
+        config, source.train(size, augmentations), source, size, True, device, ranks
+    )
     plain = source.train(size, Augmentations()) if on_train else source.val(size)
-    return training, _loader(config, plain, source, size, False, device, ranks)
+    return training, make_loader(config, plain, source, size, False, device, ranks)
 
 
 def _augmentations(config: Config, source: Source) -> Augmentations:
@@ -174,7 +176,7 @@ def _augmentations(config: Config, source: Source) -> Augmentations:
     )
 
 
-def _loader(
+def make_loader(
     config: Config,
     split: Any,
     source: Source,

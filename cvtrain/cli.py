@@ -4,13 +4,31 @@ import os
 import sys
 import textwrap
 import traceback
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 from cvtrain import __version__
 from cvtrain.config import AUGMENT, GROUPS, config_dir, options
 from cvtrain.errors import ConfigError, CvtrainError, Stopped
 
-VERBS = {"train": "train a network (the default)"}
+
+@dataclass(frozen=True)
+class Verb:
+    """The function `NAME(composed, overrides, **keys)` of cvtrain/verbs/NAME.py."""
+
+    about: str
+    keys: dict[str, str] = field(default_factory=dict)  # its own, with their defaults; no config's
+
+
+VERBS = {
+    "train": Verb("train a network (the default)"),
+    "summary": Verb("layers, sizes, parameters, multiply-adds", {"input": "", "depth": "3"}),
+    "features": Verb(
+        "what a layer makes of images, into a .npz",
+        {"run": "", "layer": "", "source": "data", "pool": "avg", "out": "features.npz"},
+    ),
+}
 
 # Hydra's own flags: it reads the command line as it is.
 HYDRA_FLAGS = {
@@ -48,11 +66,14 @@ def run(arguments: list[str]) -> int:
         print(f"cvtrain {__version__}")
         return 0
     flags, words = split_flags(arguments)
-    verb, overrides = split_verb(words)
+    verb, words = split_verb(words)
+    keys, overrides = split_keys(verb, words)
+    if verb != "train" and {"-m", "--multirun"} & set(flags):
+        raise ConfigError(f"cvtrain {verb} has no sweep", "-m", "leave out -m")
     if any(flag.split("=")[0] in HYDRA_FLAGS for flag in flags):
         hydra_main(flags, overrides)
     else:
-        job(overrides, extra_dir=extra_config_dir(flags), verb=verb)
+        job(overrides, extra_dir=extra_config_dir(flags), verb=verb, keys=keys)
     return 0
 
 
@@ -86,6 +107,25 @@ def split_verb(words: list[str]) -> tuple[str, list[str]]:
     return words[0], words[1:]
 
 
+def split_keys(verb: str, words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The verb's own keys as they were typed, or their defaults, and what is left for the config.
+
+    Raises ConfigError for a key of another verb.
+    """
+    keys, rest = dict(VERBS[verb].keys), []
+    for word in words:
+        key, equals, value = word.partition("=")
+        owners = [name for name, other in VERBS.items() if equals and key in other.keys]
+        if verb in owners:
+            keys[key] = value
+        elif owners:
+            fix = f"type cvtrain {owners[0]} {word}"
+            raise ConfigError(f"{key} is a key of cvtrain {' and '.join(owners)}", word, fix)
+        else:
+            rest.append(word)
+    return keys, rest
+
+
 def extra_config_dir(flags: list[str]) -> Path | None:
     for flag, value in zip(flags, [*flags[1:], ""], strict=False):
         name, _, inline = flag.partition("=")
@@ -103,16 +143,17 @@ def job(
     extra_dir: Path | None = None,
     run_dir: Path | None = None,
     verb: str = "train",
+    keys: dict[str, str] | None = None,
 ) -> float | None:
-    """One run, alone or as a job of a sweep: the same way through. Returns its figure."""
+    """One run, alone or as a job of a sweep: the same way through. Returns its figure, if any."""
     from cvtrain.compose import compose_config
 
-    composed = compose_config(overrides, extra_dir=extra_dir, run_dir=run_dir)
-    if verb == "train":
-        from cvtrain.verbs.train import train
-
-        return train(composed, overrides)
-    raise AssertionError(verb)
+    keys, words = keys or {}, overrides
+    if keys.get("run"):  # it brings its own config; the verb puts over it what was typed
+        words = [word for word in overrides if word.startswith(("trainer.", "eval.", "trust="))]
+    composed = compose_config(words, extra_dir=extra_dir, run_dir=run_dir)
+    do = getattr(import_module(f"cvtrain.verbs.{verb}"), verb)
+    return do(composed, overrides, **keys)
 
 
 def hydra_main(flags: list[str], overrides: list[str]) -> None:
@@ -160,7 +201,11 @@ def help_text() -> str:
         )
         for group in (*GROUPS, AUGMENT)
     )
-    verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+    verbs = "\n".join(
+        f"  {name:<10} {verb.about}"
+        + f"\n{' ' * 13}{' '.join(f'{k}={v}' for k, v in verb.keys.items())}" * bool(verb.keys)
+        for name, verb in VERBS.items()
+    )
     return f"""cvtrain {__version__}: train the classic vision networks from one command
 
   cvtrain                                              train the small default on its own data
@@ -170,6 +215,8 @@ def help_text() -> str:
   cvtrain model=resnet18 data=folder data.root=photos  your own images, a folder for each class
   cvtrain debug=smoke model=resnet50 data=cifar10      two steps of everything
   cvtrain model=lenet5 data=mnist --cfg job            show the config instead of running it
+  cvtrain summary model=resnet50                       its layers and what they cost
+  cvtrain features run=outputs/... layer=layer3 source=photos
 
 verbs (cvtrain VERB key=value ...)
 {verbs}

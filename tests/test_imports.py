@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "compose": ("config", "recipes"),
     "cli": ("compose", "config", "recipes", "verbs"),
     "__main__": ("cli",),
-    "verbs": ("build", "compose", "config", "engine", "resume"),
+    "verbs": ("build", "compose", "config", "data", "engine", "resume"),
     "resume": ("compose", "config", "engine.checkpoint"),
     "build": ("config", "data", "engine", "models.zoo", "tasks.base"),
     "engine": ("config", "data.batch", "data.loader", "data.source", "tasks.base"),

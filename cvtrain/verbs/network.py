@@ -1,0 +1,196 @@
+"""The network that a verb works on: of a run, or of a config and its weights; no data are read."""
+
+import difflib
+import inspect
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from cvtrain.build import build_model, input_size, resolve
+from cvtrain.compose import (
+    COMPOSITION_ERRORS,
+    Composed,
+    compose_config,
+    explain,
+    flatten,
+    to_config,
+)
+from cvtrain.config import GROUPS, Config
+from cvtrain.data.batch import DataInfo
+from cvtrain.data.scan import class_folders
+from cvtrain.data.source import Source
+from cvtrain.engine.checkpoint import load_weights, read_checkpoint
+from cvtrain.errors import CheckpointError, ConfigError, DataError, nearest
+from cvtrain.resume import read_run_checkpoint
+
+log = logging.getLogger(__name__)
+
+# What a run brings with it.
+REPLACED = (*GROUPS, "data_dir", "init.weights", "init.reset_head", "resume")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in evaluation, and the images that it takes: `channels` x `size` x `size`."""
+
+    model: nn.Module
+    config: Config
+    source: Source  # its info, mean and std; not the data themselves
+    channels: int
+    size: int  # pixels
+
+
+def described(config: Config) -> Source:
+    """What is known of a config's data without reading them: classes, channels, size."""
+    kind = resolve(config.data.args.get("_target_"), Source, config.trust)
+    arguments = config.data.args
+    constant = getattr(kind, "classes", None) or getattr(inspect.getmodule(kind), "CLASSES", None)
+    classes = constant or _folders(arguments) or _thousand()
+    native = arguments.get("size", 0) or getattr(kind, "image_size", 224)
+    mean, std = arguments.get("mean", [0.5]), arguments.get("std", [0.5])
+    source = Source()
+    source.info = DataInfo(
+        name=kind.__name__,
+        classes=tuple(classes),
+        channels=getattr(kind, "channels", len(mean)),
+        image_size=config.data.image_size or native,
+        fingerprint="",
+    )
+    source.mean, source.std = mean, std
+    return source
+
+
+def _thousand() -> list[str]:
+    return [str(number) for number in range(1000)]  # ImageNet's, whose names stand in its folders
+
+
+def _folders(arguments: dict[str, Any]) -> list[str]:
+    """The class folders of an image folder, if it is there."""
+    root = Path(str(arguments.get("root", "")))
+    folder = root / str(arguments.get("train_dir", "train"))
+    try:
+        return (
+            class_folders(folder if folder.is_dir() else root) if "train_dir" in arguments else []
+        )
+    except DataError:
+        return []
+
+
+def build(config: Config, source: Source, *, device: torch.device, size: int = 0) -> Network:
+    """With random weights; of the size that the data and the network agree on, unless given."""
+    size = size or input_size(config.model.input, config.data.image_size or source.info.image_size)
+    channels, model = build_model(config, source, size, device=device)
+    return Network(model.eval(), config, source, channels, size)
+
+
+def of_config(composed: Composed, source: Source, *, device: torch.device) -> Network:
+    """The network of what was typed, with the weights of `init.weights`."""
+    init = composed.config.init
+    weights = (
+        read_checkpoint(Path(init.weights)) if init.weights else None
+    )  # read first: it may be bad
+    network = build(composed.config, source, device=device)
+    if weights is None:
+        log.warning("warning: the weights are random; type run=DIR, or init.weights=FILE")
+        return network
+    left = load_weights(
+        network.model, weights_of(weights), source=str(init.weights), reset=init.reset_head
+    )
+    log.info("weights of %s%s", init.weights, f"; random: {', '.join(left)}" if left else "")
+    return network
+
+
+def of_run(run: str, composed: Composed, overrides: list[str], *, device: torch.device) -> Network:
+    """The network of a run directory's best checkpoint (else its last), or of a checkpoint file.
+
+    Its config goes through the same checks as a typed one, trusting what is trusted now. Raises
+    CheckpointError, ConfigError.
+    """
+    folder = Path(run) / "checkpoints"
+    best, last = folder / "best.pt", folder / "last.pt"
+    path = Path(run) if not folder.is_dir() else best if best.exists() else last
+    state = read_run_checkpoint(path)
+    config = _config_of_run(state, composed, overrides, path)
+    source = described(config)
+    classes = state.get("classes") or source.info.classes
+    source.info = replace(source.info, classes=tuple(map(str, classes)))
+    network = build(config, source, device=device)
+    load_weights(network.model, weights_of(state), source=str(path), reset=False)
+    averaged = " (averaged)" if state.get("ema") else ""
+    log.info("weights%s of %s, step %s", averaged, path, state["position"].get("step"))
+    return network
+
+
+def weights_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What is evaluated: the averaged weights of a run that has them; or a plain state dict."""
+    if average := state.get("ema"):
+        return {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
+    return state.get("model", state)
+
+
+def _config_of_run(
+    state: dict[str, Any], composed: Composed, overrides: list[str], path: Path
+) -> Config:
+    """The stored config, and over it what was typed: `data=` with its keys, or single keys."""
+    try:
+        stored = OmegaConf.create(state["config"])
+        assert isinstance(stored, DictConfig)
+        known = list(flatten(state["config"]))
+        stored.trust = composed.config.trust  # what is typed now, not what the run trusted
+        to_config(stored)
+    except Exception as error:  # of any parser; nothing of the text was followed
+        name = "TARGET" if getattr(error, "name", "") == "TARGET" else "CKPT-CORRUPT"
+        what = f"its config cannot be used: {str(error).partition(chr(10))[0]}"
+        raise CheckpointError(what, str(path), "do not load it", name=name) from error
+    for word in _with_data(stored, composed, overrides):
+        key, equals, value = word.partition("=")
+        if not equals or key in REPLACED or key[0] in "+~":
+            fix = "leave it out; data=NAME with its keys may be typed"
+            raise ConfigError("a run has its own config", word, fix)
+        if key not in known:
+            raise ConfigError(f"there is no key {key}", word, nearest(key, known, value))
+        try:
+            if isinstance(OmegaConf.select(stored, key), str):  # as it is: a path may hold anything
+                OmegaConf.update(stored, key, value)
+            else:
+                stored.merge_with_dotlist([word])
+        except Exception as error:  # of YAML's parser
+            raise ConfigError(f"{value} is no value", word) from error
+    try:
+        return to_config(stored)
+    except COMPOSITION_ERRORS as error:
+        raise explain(error, []) from error
+
+
+def _with_data(stored: DictConfig, composed: Composed, overrides: list[str]) -> list[str]:
+    """Where `data=` is typed, its block replaces the stored one. Returns the words left."""
+    if not any(word.startswith("data=") for word in overrides):
+        return overrides
+    mine = [
+        word for word in overrides if word.startswith(("data=", "data.", "data_dir=", "trust="))
+    ]
+    typed = compose_config([*mine, "recipe=none"], extra_dir=composed.extra_dir)
+    stored.data = OmegaConf.create(typed.text).data
+    return [word for word in overrides if word not in mine]
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """By its name in `named_modules`, or by the paper's in the model file's ALIASES.
+
+    Raises ConfigError with the nearest names.
+    """
+    aliases = getattr(inspect.getmodule(type(model)), "ALIASES", {})
+    modules = dict(model.named_modules())
+    if found := modules.get(aliases.get(name, name or "-")):
+        return found
+    names = [*aliases, *filter(None, modules)]
+    top = [key for key, _ in model.named_children()]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or top
+    what = f"there is no layer {name}" if name else "no layer is named"
+    fix = f"type layer= and one of {', '.join(close)}; cvtrain summary lists them all"
+    raise ConfigError(what, f"layer={name}", fix)
