@@ -26,6 +26,7 @@ from cvtrain.config import (
     Config,
     Duration,
     EvalSplit,
+    Sampler,
     SchedulerConfig,
     Unit,
     below,
@@ -116,7 +117,8 @@ def build_parts(config: Config, *, device: torch.device, ranks: Ranks) -> Parts:
         device=device,
         channels_last=config.trainer.channels_last,
     )
-    task = make(config.task.args, Task, key="task", trust=trust, num_classes=classes)
+    known = {"num_classes": classes, "class_counts": source.info.counts}
+    task = make(config.task.args, Task, key="task", trust=trust, **known)
     optimizer = _optimizer(config, model)
     schedule = _schedule(config.scheduler, train.steps, trust)
     count = f"{sum(p.numel() for p in model.parameters()):,}"
@@ -190,6 +192,7 @@ def make_loader(
     if config.data.limit is not None and limited and config.data.limit < len(split):
         generator = torch.Generator().manual_seed(seed_for(config.seed, "limit"))
         chosen = torch.randperm(len(split), generator=generator)[: config.data.limit]
+    balanced = config.data.sampler is Sampler.balanced
     order = Order(
         samples=len(split) if chosen is None else len(chosen),
         batch_size=config.data.batch_size if train else config.eval.batch_size,
@@ -199,6 +202,7 @@ def make_loader(
         rank=ranks.rank,
         world_size=ranks.world_size,
         chosen=chosen,
+        weights=_balance(split, chosen) if train and balanced else None,
     )
     _check_steps(order, config, ranks)
     if isinstance(split, Dataset):
@@ -211,6 +215,19 @@ def make_loader(
     if isinstance(split, Arrays) and native < size <= 1.25 * native:
         split = split.padded(size)
     return ArrayLoader(split.to(device), order)
+
+
+def _balance(split: Any, chosen: torch.Tensor | None) -> torch.Tensor:
+    """Of each sample one over the size of its class: all classes are drawn alike."""
+    labels = getattr(split, "labels", None)
+    if labels is None:
+        raise ConfigError(
+            "data.sampler=balanced needs samples of one label each",
+            "data.sampler",
+            "type data.sampler=shuffle",
+        )
+    labels = labels if chosen is None else labels[chosen]
+    return 1 / labels.bincount().double()[labels]
 
 
 def _check_steps(order: Order, config: Config, ranks: Ranks) -> None:

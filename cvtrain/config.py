@@ -80,6 +80,13 @@ class OnNonfinite(StrEnum):
     skip = "skip"
 
 
+class Sampler(StrEnum):
+    """`balanced`: every class is drawn as often as any other, samples of small ones repeatedly."""
+
+    shuffle = "shuffle"
+    balanced = "balanced"
+
+
 class EvalSplit(StrEnum):
     val = "val"
     train = "train"
@@ -152,6 +159,7 @@ class DataConfig:
     task: str = "classification"
     batch_size: int = number(64, low=1)  # samples per optimizer step, over all processes
     limit: int | None = number(None, low=1)  # training samples, chosen by the seed; null: all
+    sampler: Sampler = Sampler.shuffle
     image_size: int | None = number(None, low=1)  # pixels; null: the data's native size
     augment: dict[str, Any] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)

@@ -32,7 +32,7 @@ RECIPES = [name for name in options("recipe") if name != "none"]
 UNLISTED = {"params", "foreach", "maximize", "capturable", "differentiable", "fused"}
 UNLISTED |= {"decoupled_weight_decay"}  # that is AdamW
 # What build.py takes from the data set.
-FROM_DATA = {"num_classes", "in_channels", "image_size", "classes"}
+FROM_DATA = {"num_classes", "in_channels", "image_size", "classes", "class_counts"}
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,9 @@ def test_yaml_lists_every_argument_of_its_target(group: str, name: str) -> None:
     wanted = taken - FROM_DATA - UNLISTED
     ours = {
         "model": {"task", "input"},
-        "data": {"task", "batch_size", "image_size", "limit", "augment", "defaults"},
+        "data": {
+            *("task", "batch_size", "image_size", "limit", "sampler", "augment", "defaults"),
+        },
     }
     listed = node.keys() - {"_target_"} - ours.get(group, set())
     if name in ("resnet18", "resnet34"):

@@ -75,6 +75,7 @@ class ArraySource(Source):
             channels=self.channels,
             image_size=self.image_size,
             fingerprint=self._train.fingerprint(),
+            counts=tuple(self._train.labels.bincount(minlength=len(self.classes)).tolist()),
         )
 
     def train(self, size: int, augmentations: Augmentations) -> Arrays:

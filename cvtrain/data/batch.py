@@ -24,6 +24,7 @@ class DataInfo:
     image_size: int  # native height and width, pixels
     fingerprint: str  # of the training split: a resumed run must meet the same data
     names: tuple[str, ...] = ()  # how classes are shown, where that is not how they are stored
+    counts: tuple[int, ...] = ()  # training samples of each class, where there are classes
 
     @property
     def shown(self) -> tuple[str, ...]:

@@ -49,6 +49,11 @@ class ImageFiles(Dataset):
         self.found, self.size, self.crop, self.augment = found, size, crop, augment
         self.transform = v2.Compose(images) if images else None
 
+    @property
+    def labels(self) -> Tensor:
+        """int64 `[N]`."""
+        return torch.tensor(self.found.labels)
+
     def __len__(self) -> int:
         return len(self.found.files)
 
@@ -112,6 +117,7 @@ class ImageFolder(Source):
             channels=3,
             image_size=self.native_size,
             fingerprint=train.fingerprint(),
+            counts=tuple(np.bincount(train.labels, minlength=len(train.classes)).tolist()),
             names=self.class_names(train.classes),
         )
         counts = ", ".join(f"{len(s.files)} {name}" for name, s in self._splits.items())

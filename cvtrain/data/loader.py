@@ -40,7 +40,8 @@ class Order:
 
     Training shuffles and drops the last, smaller step; evaluation does neither, so each sample is
     seen once, on one process, never padded. `chosen` (int64 `[samples]`) are the ones of a larger
-    split that are used at all.
+    split that are used at all. With `weights` (`[samples]`) training draws in their proportions,
+    with replacement, so that a sample can come several times an epoch, or not at all.
     """
 
     samples: int
@@ -51,6 +52,7 @@ class Order:
     rank: int = 0
     world_size: int = 1
     chosen: Tensor | None = None
+    weights: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -71,7 +73,11 @@ class Order:
         order = torch.arange(self.samples)
         if self.train:
             generator = torch.Generator().manual_seed(seed_for(self.seed, "order", epoch))
-            order = torch.randperm(self.samples, generator=generator)
+            order = (
+                torch.randperm(self.samples, generator=generator)
+                if self.weights is None
+                else self.weights.multinomial(self.samples, replacement=True, generator=generator)
+            )
         return order if self.chosen is None else self.chosen[order]
 
     def parts(self, together: Tensor) -> tuple[Tensor, ...]:

@@ -19,7 +19,8 @@ class Classification(Task):
 
     Labels are int64 `[N]`, or in training float `[N, classes]`: the shares of a mixed image, whose
     error is that of the class with the largest one.
-    `class_weights` weigh each sample's loss by its class, and the mean by the weights' sum.
+    `class_weights` weigh each sample's loss by its class, and the mean by the weights' sum; "auto"
+    makes every class weigh as much as any other, from the `class_counts` of the training data.
     `reject_logit` adds to the loss a further class of that constant logit: with logits of minus a
     distance it is the discriminative criterion of LeCun et al. 1998, equation 9, where -j is the
     logit and keeps the distances of wrong classes from growing for ever.
@@ -34,10 +35,13 @@ class Classification(Task):
         *,
         num_classes: int,
         label_smoothing: float = 0.0,
-        class_weights: list[float] | None = None,
+        class_weights: list[float] | str | None = None,
         reject_logit: float | None = None,
         aux_weight: float = 0.3,
+        class_counts: Sequence[int] = (),
     ) -> None:
+        if isinstance(class_weights, str):
+            class_weights = balanced_weights(class_weights, class_counts)
         if class_weights is not None and len(class_weights) != num_classes:
             raise ConfigError(
                 f"{len(class_weights)} weights for {num_classes} classes", "task.class_weights"
@@ -107,6 +111,16 @@ class Classification(Task):
         if batch.labels.is_floating_point():
             return (batch.labels @ weights.to(batch.labels.dtype)).sum()
         return weights[batch.labels].sum()
+
+
+def balanced_weights(word: str, counts: Sequence[int]) -> list[float]:
+    """`auto`: samples / (classes * those of the class). Raises ConfigError."""
+    if word != "auto" or not counts:
+        what = "the data have no counts" if word == "auto" else f"class_weights={word}"
+        fix = "type task.class_weights=auto, or a number for each class: [1,1,2]"
+        raise ConfigError(what, "task.class_weights", fix)
+    # A class without samples weighs nothing: it is never met.
+    return [sum(counts) / (len(counts) * count) if count else 0.0 for count in counts]
 
 
 def all_logits(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:

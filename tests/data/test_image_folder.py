@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from tiny import command
+from tiny import command, write_images
 from torchvision.transforms import v2
 
+from cvtrain.build import build_parts
+from cvtrain.compose import compose_config
 from cvtrain.data import imagenet
 from cvtrain.data.image_folder import ImageFolder
 from cvtrain.data.imagenet import ImageNet
 from cvtrain.data.source import Augmentations
+from cvtrain.engine.distributed import Ranks
 from cvtrain.errors import ConfigError
 
 GIVEN: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.25] * 3}
@@ -273,3 +276,23 @@ def test_a_part_of_imagenet(tmp_path: Path) -> None:
 def test_no_augmentation_is_the_crop_of_evaluation(insects: Path) -> None:
     source = ImageFolder(root=str(insects), **GIVEN)
     assert source.train(32, Augmentations()).crop is source.eval_crop
+
+
+def test_a_balanced_sampler_draws_classes_alike(tmp_path: Path) -> None:
+    """Thirty ants and three bees; evaluation stays as it is."""
+    write_images(tmp_path, count=30)
+    for number in range(3, 30):
+        (tmp_path / "train/bees" / f"{number}.jpg").unlink()
+    typed = ["data=folder", f"data.root={tmp_path}", "data.batch_size=11", "data.image_size=16"]
+    config = compose_config([*typed, "data.sampler=balanced", "model=cnn"]).config
+    parts = build_parts(config, device=torch.device("cpu"), ranks=Ranks())
+    assert parts.source.info.counts == (30, 3)
+    labels = [
+        int(label)
+        for epoch in range(10)
+        for (batch,) in parts.train.epoch(epoch)
+        for label in batch.labels
+    ]
+    assert len(labels) == 330
+    assert 130 < sum(labels) < 200  # 165 +- 4 standard deviations; 30 without
+    assert sum(len(batch.ids) for (batch,) in parts.val.epoch(0)) == 60

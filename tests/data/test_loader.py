@@ -110,6 +110,27 @@ def test_evaluation_is_whole_and_unpadded(batch_size: int, world_size: int) -> N
     assert len({len(share) for share in shares}) == 1  # no rank waits for another
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_weights_draw_with_replacement(world_size: int) -> None:
+    """Of 50 samples the first five make half of every epoch, whoever shares it."""
+    weights = torch.ones(SAMPLES).double()
+    weights[:5] = 9
+    shares = [
+        ids(order(weights=weights, batch_size=10, rank=rank, world_size=world_size), 0)
+        for rank in range(world_size)
+    ]
+    together = [flat(parts) for parts in zip(*shares, strict=True)]
+    alone = [flat([parts]) for parts in ids(order(weights=weights, batch_size=10), 0)]
+    assert together == alone
+    drawn = [i for e in range(200) for i in flat(ids(order(weights=weights, batch_size=10), e))]
+    assert sum(i < 5 for i in drawn) / len(drawn) == pytest.approx(0.5, abs=0.02)
+    resumed = ids(order(weights=weights, batch_size=10), 3, 2)
+    assert resumed == ids(order(weights=weights, batch_size=10), 3)[2:]
+    assert ids(order(weights=weights), 1) != ids(order(weights=weights), 2)
+    evaluated = flat(ids(order(weights=weights, train=False)))
+    assert evaluated == list(range(SAMPLES))
+
+
 # Array data
 
 

@@ -60,6 +60,15 @@ def test_arrays(arrays: Case, uninterrupted: Reference, step: int) -> None:
 
 
 @pytest.mark.fault("R1")
+def test_a_balanced_order(mlp: Case, uninterrupted: Reference) -> None:
+    """Samples drawn with replacement, classes weighed by their counts."""
+    mlp.overrides += ["data.sampler=balanced", "task.class_weights=auto"]
+    stop(mlp, at=8)
+    mlp.run("resume=auto")
+    assert result(mlp) == uninterrupted(mlp)
+
+
+@pytest.mark.fault("R1")
 @pytest.mark.fault("R2")
 def test_files_read_by_another_number_of_workers(files: Case, uninterrupted: Reference) -> None:
     stop(files, "trainer.workers=2", at=1)

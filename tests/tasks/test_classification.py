@@ -446,3 +446,14 @@ def test_samples_are_shown_as_they_were_before_the_normalisation(channels: int) 
     assert task.pictures(mixed, source)["samples"].shape[0] > picture.shape[0]  # a second line
     assert shares(torch.tensor([0.3, 0.0, 0.7]), ["a", "b", "c"]) == ["c, 70 %", "a, 30 %"]
     assert shares(torch.tensor([0.001, 0.999]), ["a", "b"]) == ["b, 100 %"]
+
+
+def test_auto_weights_make_classes_weigh_alike() -> None:
+    """Nine of one class weigh as much as one of the other; a class that never comes, nothing."""
+    task = Classification(num_classes=3, class_weights="auto", class_counts=(9, 1, 0))
+    assert task.class_weights is not None
+    assert task.class_weights.tolist() == pytest.approx([10 / 27, 10 / 3, 0])
+    with pytest.raises(ConfigError, match=r"the data have no counts; task\.class_weights"):
+        Classification(num_classes=3, class_weights="auto")
+    with pytest.raises(ConfigError, match="class_weights=balanced"):
+        Classification(num_classes=3, class_weights="balanced", class_counts=(1, 1, 1))
