@@ -29,6 +29,7 @@ class Logs:
         self.run_dir, self.active = run_dir, active
         self.file = run_dir / "metrics.jsonl"
         self.tensorboard: Any = None
+        self._excepthook = threading.excepthook
         self.bar = tqdm(disable=not (bar and active), unit="step", dynamic_ncols=True, leave=False)
 
     def open(self, *, step: int, evaluated_at: int, total: int | None) -> None:
@@ -128,3 +129,4 @@ class Logs:
         self.bar.close()
         self._show(lambda writer: writer.close())
         self.tensorboard = None
+        threading.excepthook = self._excepthook  # the jobs of a sweep share a process
