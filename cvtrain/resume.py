@@ -14,16 +14,9 @@ RUN_KEYS = {"model", "ema", "optimizer", "scaler", "schedule", "position", "conf
 # They change how a run is driven and looked at, not what it computes.
 FREE = (
     *("resume", "resume_allow", "trust", "traceback", "published", "init", "data_dir", "data.root"),
+    *("data.url", "data.sha256"),
     *("trainer.workers", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every"),
     *("trainer.threads", "trainer.device", "trainer.profile", "eval.batch_size"),
-)
-# A prefix check of names, for text that is compared and never instantiated (build.py does more).
-PACKAGES = (
-    "cvtrain.",
-    "torch.nn.",
-    "torch.optim.",
-    "torchvision.models.",
-    "torchvision.transforms.",
 )
 
 

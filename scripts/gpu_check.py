@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_data import in_memory
-from bench_epoch import bare_epoch, our_epoch, step, trainer_of, write_images
+from bench_epoch import trainer_of, write_images
+from gpu_times import run_times
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -201,137 +201,6 @@ def run_checks() -> int:
     return failed
 
 
-# How fast it is
-
-
-def timed(runs: dict[str, Callable[[], None]], samples: int) -> str:
-    """Images per second of each, the best of the repeats, which take turns."""
-    best: dict[str, float] = {}
-    for repeat in range(1 + (1 if OPTIONS.quick else 4)):
-        for name, epoch in runs.items():
-            synchronise()
-            start = time.perf_counter()
-            epoch()
-            synchronise()
-            if repeat:  # the first one warms up
-                best[name] = min(best.get(name, 1e9), time.perf_counter() - start)
-    base = best["bare loop"]
-    return ", ".join(f"{n} {samples / s:.0f} images/s ({base / s:.2f})" for n, s in best.items())
-
-
-def synchronise() -> None:
-    if OPTIONS.device != "cpu":
-        torch.cuda.synchronize()
-
-
-def with_timm(trainer: Any, name: str, folder: Path | None, size: int) -> dict[str, Any]:
-    """timm's network in the same loop: on resident batches, or behind its own loader."""
-    try:
-        import timm
-        from timm.data import create_dataset, create_loader
-    except ImportError:
-        return {}
-    device = trainer.device
-    classes = len(trainer.parts.source.info.classes)
-    model = timm.create_model(name, num_classes=classes).to(device)
-    model = model.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(model.parameters(), **trainer.parts.optimizer.defaults)
-    batch_size = trainer.plan.batch_size
-    if folder is None:
-        return {}
-    loader = create_loader(
-        create_dataset("", root=str(folder / "train"), is_training=True),
-        input_size=(3, size, size),
-        batch_size=batch_size,
-        is_training=True,
-        use_prefetcher=device.type == "cuda",
-        num_workers=max(1, len(os.sched_getaffinity(0)) - 1),
-        device=device,
-        persistent_workers=True,
-    )
-
-    def epoch() -> None:
-        for images, labels in loader:
-            images = images.contiguous(memory_format=torch.channels_last)
-            step(model, optimizer, images, labels, trainer.autocast)
-
-    return {"timm": epoch}
-
-
-def write_photographs(root: Path, count: int, size: int) -> None:
-    rng = np.random.default_rng(0)
-    for split, number in (("train", count), ("val", 16)):
-        for index in range(number):
-            folder = root / split / f"class{index % 8}"
-            folder.mkdir(parents=True, exist_ok=True)
-            coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
-            coarse.resize((size + 60, size)).save(folder / f"{index}.jpg", quality=90)
-
-
-def time_arrays(model: str, data: str, count: int) -> Callable[[Path], str]:
-    def time_it(root: Path) -> str:
-        if data == "mnist":
-            write_digits(root, count)
-        else:
-            write_images(root, count)
-        typed = [f"data_dir={root}", "augment=[none]"]
-        trainer = trainer_of(model, data, typed, root / "run", torch.device(OPTIONS.device))
-        runs = {"bare loop": bare_epoch(trainer), "cvtrain": our_epoch(trainer)}
-        return timed(runs, trainer.parts.train.steps * trainer.plan.batch_size)
-
-    return time_it
-
-
-def write_digits(root: Path, count: int) -> None:
-    folder = root / "MNIST/raw"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name, number in (("train", count), ("t10k", 100)):
-        for kind, shape in (("images-idx3", (number, 28, 28)), ("labels-idx1", (number,))):
-            sizes = b"".join(side.to_bytes(4, "big") for side in shape)
-            values = rng.integers(0, 256 if len(shape) == 3 else 10, shape, dtype=np.uint8)
-            header = bytes([0, 0, 8, len(shape)]) + sizes
-            (folder / f"{name}-{kind}-ubyte").write_bytes(header + values.tobytes())
-
-
-def time_folder(model: str, size: int, count: int) -> Callable[[Path], str]:
-    """End to end from JPEG files, against resident batches and timm with its own loader."""
-
-    def time_it(root: Path) -> str:
-        write_photographs(root / "images", count, size)
-        typed = [f"data.root={root / 'images'}", f"data.image_size={size}"]
-        device = torch.device(OPTIONS.device)
-        trainer = trainer_of(model, "folder", typed, root / "run", device)
-        runs = {
-            "bare loop": in_memory(trainer, root / "images", device, size),
-            "cvtrain": our_epoch(trainer),
-            **with_timm(trainer, model, root / "images", size),
-        }
-        try:
-            return timed(runs, trainer.parts.train.steps * trainer.plan.batch_size)
-        finally:
-            trainer.parts.train.close()
-
-    return time_it
-
-
-def run_times() -> None:
-    few = OPTIONS.quick
-    times = {
-        "LeNet-5, MNIST": time_arrays("lenet5", "mnist", 1280 if few else 60_000),
-        "ResNet-18, CIFAR": time_arrays("resnet18", "cifar10", 640 if few else 50_000),
-        "ResNet-50, 224, JPEGs": time_folder("resnet50", 64 if few else 224, 256 if few else 5120),
-    }
-    for name, time_it in times.items():
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                text = time_it(Path(folder))
-            except Exception as error:
-                traceback.print_exc()
-                text = f"FAIL {error}"
-        print(f"time  {name:<30} {text}", flush=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
@@ -345,7 +214,7 @@ def main() -> int:
     print(f"{name}, torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores")
     failed = run_checks() if OPTIONS.only != "times" else 0
     if OPTIONS.only != "checks":
-        run_times()
+        run_times(torch.device(OPTIONS.device), quick=OPTIONS.quick)
     return int(failed > 0)
 
 

@@ -153,6 +153,14 @@ def test_augmentations_compose_in_their_order() -> None:
     assert config.config.data.augment["affine"]["shear"] == 3
 
 
+def test_two_crops_are_refused() -> None:
+    """An image is read once: the second would be passed over."""
+    nodes = compose_config(["augment=[random_resized_crop,scale_jitter]"]).config.data.augment
+    made = [build.make(node, object, key=name, trust=[]) for name, node in nodes.items()]
+    with pytest.raises(ConfigError, match=r"two crops, RandomResizedCrop and ScaleJitter"):
+        Augmentations.sort(made)
+
+
 @pytest.mark.parametrize(
     ("typed", "hint"),
     [

@@ -179,7 +179,7 @@ class ImageFolder(Source):
         return {name: _part(found, chosen) for name, chosen in parts.items()}
 
     def train(self, size: int, augmentations: Augmentations) -> ImageFiles:
-        crop = augmentations.crops[0] if augmentations.crops else self.eval_crop
+        crop = augmentations.crop or self.eval_crop
         augment = Augment(augmentations.batches, augmentations.mixes)
         images = augmentations.images
         return ImageFiles(

@@ -205,8 +205,9 @@ class FileLoader(_Augmented):
             [(epoch, index) for index in part.tolist()] for parts in steps for part in parts
         ]
         self._batches = batches = iter(self._loader)
-        # torch's handler raises in any line of the main process, even where all errors are caught.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if self.workers:
+            # torch's handler raises in any line of this process, even where all errors are caught.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for step, parts in enumerate(steps, start):
             # Partners come from what this process reads at once: the micro-batch.
             yield tuple(
@@ -235,7 +236,8 @@ class FileLoader(_Augmented):
             dead = [workers[ended] for ended in wait(list(workers), timeout=1)] if workers else []
             if not dead:
                 raise
-            code = dead[0].exitcode
+            dead[0].join()  # its pipe is closed, but it may still be writing its core
+            code = dead[0].exitcode or 0
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise MachineError(
                 f"a process that reads data died: pid {dead[0].pid}, {how}",

@@ -9,23 +9,30 @@ from torch import Tensor, nn
 from cvtrain.data.augment import MIXES, BatchTransform, OneByOne
 from cvtrain.data.batch import DataInfo, Normalise
 from cvtrain.data.crops import Crop
+from cvtrain.errors import ConfigError
 
 
 @dataclass
 class Augmentations:
     """`data.augment`, sorted by what each works on; in a kind, the order is that of the YAML."""
 
-    crops: list[Crop] = field(default_factory=list)  # at most one: which part is seen
+    crop: Crop | None = None  # which part of an image is seen; None: the middle, or all of an array
     images: list[nn.Module] = field(default_factory=list)  # torchvision's: one image at a time
     batches: list[BatchTransform] = field(default_factory=list)  # ours: a batch on the device
     mixes: list[Any] = field(default_factory=list)  # torchvision's: between images of a batch
 
     @classmethod
     def sort(cls, transforms: list[Any]) -> "Augmentations":
+        """Raises ConfigError for two crops: an image is read once."""
         sorted_ = cls()
         for transform in transforms:
             if isinstance(transform, Crop):
-                sorted_.crops.append(transform)
+                if sorted_.crop is not None:
+                    names = (type(crop).__name__ for crop in (sorted_.crop, transform))
+                    raise ConfigError(
+                        f"two crops, {' and '.join(names)}", "data.augment", "type one of them"
+                    )
+                sorted_.crop = transform
             elif isinstance(transform, MIXES):
                 sorted_.mixes.append(transform)
             elif isinstance(transform, BatchTransform):
@@ -36,7 +43,8 @@ class Augmentations:
 
     def as_batches(self) -> list[BatchTransform]:
         """All but the mixes as transforms of whole batches."""
-        return [*self.crops, *map(OneByOne, self.images), *self.batches]
+        crops = [] if self.crop is None else [self.crop]
+        return [*crops, *map(OneByOne, self.images), *self.batches]
 
 
 class Split(Protocol):
