@@ -33,6 +33,8 @@ from cvtrain.config import (
 from cvtrain.errors import ConfigError, nearest, refused_target
 from cvtrain.recipes import with_recipe
 
+# What else a network of the one task can learn.
+SERVES = (("classification", "heads"), ("classification", "localization"))
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 
 
@@ -76,9 +78,6 @@ def compose_config(
         try:
             cfg = compose("config", final, return_hydra_config=True)
             chosen = cfg.hydra.runtime.choices
-            if cfg.model.task != chosen.task and not any(o.startswith("task=") for o in final):
-                final.append(f"task={cfg.model.task}")  # the model's own, unless one was typed
-                cfg = compose("config", final, return_hydra_config=True)
             run_dir = run_dir or _run_dir(cfg)
             choices = {**{group: str(chosen[group]) for group in GROUPS}, "recipe": recipe}
             OmegaConf.set_struct(cfg, False)
@@ -88,7 +87,7 @@ def compose_config(
             held = {k: v for k, v in sets.items() if k in groups or OmegaConf.select(cfg, k) == v}
             text = _text_without_secrets(cfg)
             config = to_config(cfg)
-            _check_pair(config, extra_dir)
+            _check_pair(config, choices["task"], extra_dir)
             return Composed(config, text, run_dir, choices, held, extra_dir)
         except COMPOSITION_ERRORS as error:
             raise explain(error, overrides) from error
@@ -136,9 +135,11 @@ def _check_augment(typed: str, names: list[str]) -> None:
         raise ConfigError(f"augment={typed} is no list", "", f"type augment=[{listed}]")
 
 
-def _check_pair(config: schema.Config, extra_dir: Path | None) -> None:
+def _check_pair(config: schema.Config, chosen: str, extra_dir: Path | None) -> None:
     task = config.data.task
-    if config.model.task == task:
+    if chosen != task and chosen in options("task"):  # a task of the user's own may suit any data
+        raise ConfigError(f"task={chosen} cannot train on {task} data", "", f"type task={task}")
+    if config.model.task == task or (config.model.task, task) in SERVES:
         return
     folders = [config_dir(), *([extra_dir] if extra_dir else [])]
     files = [file for folder in folders for file in sorted((folder / "model").glob("*.yaml"))]
@@ -218,6 +219,9 @@ def explain(error: Exception, overrides: list[str]) -> ConfigError:
     message = str(error).splitlines()[0]
     full_key = re.search(r"full_key: (\S+)", str(error))
     where = full_key[1] if full_key else ""
+    if where and "is not a ListConfig" in message:
+        value = next((o.partition("=")[2] for o in overrides if o.startswith(f"{where}=")), "")
+        return ConfigError(f"{where}={value} is no list", "", f"type {where}=[{value}]")
     if keys and "not in" in message:
         return ConfigError(f"there is no key {where}", "", nearest(where, keys))
     return ConfigError(message, where, "see cvtrain --help")
@@ -226,6 +230,7 @@ def explain(error: Exception, overrides: list[str]) -> ConfigError:
 def _valid_keys(overrides: list[str]) -> list[str]:
     """Every key of the config that the typed choices alone compose to; inner ones too."""
     groups = [text.split(",")[0] for text in overrides if text.partition("=")[0] in GROUPS]
+    groups = with_recipe(groups)[0]  # with the task of the data
     with _hydra():
         try:
             known = flat(OmegaConf.to_container(compose("config", groups)))

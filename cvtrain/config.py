@@ -1,12 +1,12 @@
 """The schema of what is ours and closed, with its ranges. Below `compose.py`, a config is this."""
 
 import math
-import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from cvtrain.durations import STEP_UNITS, Duration, Unit
 from cvtrain.errors import ConfigError
 
 GROUPS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "eval", "recipe", "debug")
@@ -87,6 +87,13 @@ class Sampler(StrEnum):
     balanced = "balanced"
 
 
+class Views(StrEnum):
+    """`ten_crop`: the middle and the four corners of an image, and their mirror images."""
+
+    one_crop = "one_crop"
+    ten_crop = "ten_crop"
+
+
 class EvalSplit(StrEnum):
     val = "val"
     train = "train"
@@ -95,45 +102,6 @@ class EvalSplit(StrEnum):
 class WarmupShape(StrEnum):
     linear = "linear"
     constant = "constant"
-
-
-class Unit(StrEnum):
-    epochs = "ep"
-    steps = "st"
-    minutes = "min"
-
-
-@dataclass(frozen=True)
-class Duration:
-    """`164ep`, `64000st` or `30min`: the one way to say how long."""
-
-    value: float
-    unit: Unit
-
-    @classmethod
-    def parse(cls, text: object, key: str, *, units: tuple[Unit, ...] = tuple(Unit)) -> "Duration":
-        """Raises ConfigError for what is no duration, or is not in one of `units`."""
-        names = " or ".join(f"{key}=20{unit}" for unit in units)
-        duration = cls.match(str(text))
-        if duration is None:
-            raise ConfigError(f"{key}={text} is not a duration", "", f"type a unit: {names}")
-        if duration.unit not in units:
-            unit = duration.unit.name
-            raise ConfigError(f"{key}={text} cannot be in {unit} here", "", f"type {names}")
-        return duration
-
-    @classmethod
-    def match(cls, text: str) -> "Duration | None":
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st|min)", text.strip())
-        return cls(float(found[1]), Unit(found[2])) if found else None
-
-    def steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps; a duration in minutes has none."""
-        assert self.unit is not Unit.minutes
-        return round(self.value * (steps_per_epoch if self.unit is Unit.epochs else 1))
-
-
-STEP_UNITS = (Unit.epochs, Unit.steps)
 
 
 def timespan(default: str, *, units: tuple[Unit, ...] = STEP_UNITS, low: float = 0) -> Any:
@@ -151,6 +119,8 @@ def number(default: Any, *, low: float | None = None, high: float | None = None)
 class ModelConfig:
     task: str = "classification"
     input: str = "any"  # any | min N | fixed N, in pixels
+    pretrained: str | None = None  # imagenet, the name of published weights, or a file
+    freeze: list[str] = field(default_factory=list)  # layers, by name or pattern
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -173,6 +143,8 @@ class TaskConfig:
 @dataclass
 class OptimizerConfig:
     name: str | None = None  # with optimizer=torch: a class of torch.optim
+    lr_scale: dict[str, float] | None = None  # by layer, times the rate
+    layer_decay: float | None = number(None, low=0, high=1)  # times the rate, each layer down
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -187,6 +159,8 @@ class SchedulerConfig:
 @dataclass
 class TrainerConfig:
     duration: str = timespan("10ep", units=tuple(Unit), low=1e-9)
+    head_first: str = timespan("0ep")  # the head alone; then everything
+    after_head: float = number(1.0, low=0)  # times the rate from then on
     device: str = "auto"
     precision: Precision = Precision.auto
     accumulate: int = number(1, low=1)
@@ -210,6 +184,8 @@ class TrainerConfig:
 class EvalConfig:
     every: str = timespan("1ep", low=1e-9)
     split: EvalSplit = EvalSplit.val
+    views: Views = Views.one_crop
+    scales: list[int] | None = None  # pixels of the short side, one after the other
     batch_size: int = number(256, low=1)
     max_batches: int | None = number(None, low=1)
 

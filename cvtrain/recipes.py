@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from cvtrain.config import AUGMENT, AUGMENT_KEY, GROUPS, config_dir, flat, options
 
 # Their right-hand sides are paths, which Hydra's grammar would refuse for a bracket or a space.
-PATH_KEYS = ("data_dir", "data.root", "resume", "init.weights", "hydra.run.dir")
+PATH_KEYS = ("data_dir", "data.root", "resume", "init.weights", "model.pretrained", "hydra.run.dir")
 
 
 def with_recipe(
@@ -24,7 +24,15 @@ def with_recipe(
     debug = _load("debug", typed.get("debug", "none"), extra_dir)
     name, sets = _prepare_recipe(recipe, {**_choices_of(debug), **typed}, extra_dir)
     rest = [text for text in overrides if not text.startswith("recipe=")]
-    return [*rest, f"recipe={name}"], recipe, sets
+    task = task_of_data({**_default_choices(), **sets, **typed}, extra_dir)
+    final = [*rest, f"recipe={name}", *([f"task={task}"] if task and "task" not in typed else [])]
+    return final, recipe, sets
+
+
+def task_of_data(choices: dict[str, Any], extra_dir: Path | None) -> str | None:
+    """What the chosen data are for, where that is one of the tasks."""
+    task = str(_load("data", str(choices["data"]), extra_dir).get("task"))
+    return task if task != choices["task"] and task in options("task", extra_dir) else None
 
 
 def with_augment_key(text: str) -> str:
@@ -102,7 +110,8 @@ def _replaced(recipe: DictConfig, choices: dict[str, Any], typed: dict[str, str]
         for group in GROUPS
         if group in typed
         and (group in recipe or group in choices)
-        and not (group in ("model", "data") and choices.get(group) == typed[group])
+        # Its own model and data; what it sets of any, as one that chooses none of them does, stays.
+        and not (group in ("model", "data") and choices.get(group, typed[group]) == typed[group])
     ]
     # What augments the recipe's own images need not suit others.
     return [*groups, AUGMENT_KEY] if "data" in groups else groups

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from cvtrain import build
+from cvtrain import build, targets
 from cvtrain.cli import split_verb
 from cvtrain.compose import Composed, compose_config, flatten
 from cvtrain.config import AUGMENT, GROUPS, Duration, Precision, Unit, config_dir, options
@@ -31,8 +31,9 @@ RECIPES = [name for name in options("recipe") if name != "none"]
 # Switches of torch's implementation, not of the method; `params` is the network's.
 UNLISTED = {"params", "foreach", "maximize", "capturable", "differentiable", "fused"}
 UNLISTED |= {"decoupled_weight_decay"}  # that is AdamW
-# What build.py takes from the data set.
-FROM_DATA = {"num_classes", "in_channels", "image_size", "classes", "class_counts"}
+# What build.py takes from the data set or from another group.
+FROM_DATA = {"num_classes", "in_channels", "image_size", "classes", "class_counts", "info"}
+FROM_DATA |= {"head_first", "after_head"}
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,8 @@ def test_the_checkout_is_what_is_tested() -> None:
 
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=map("/".join, CHOICES))
 def test_every_choice_composes(group: str, name: str) -> None:
-    composed = compose_config([f"{group}={name}"])
+    fitting = [d for d in options("data") if group == "task" and read("data", d)["task"] == name]
+    composed = compose_config([f"{group}={name}", *(f"data={d}" for d in fitting[:1])])
     assert composed.choices[group] == name
     if group != "recipe":
         stored = yaml.safe_load(composed.text)
@@ -130,7 +132,7 @@ def test_every_augmentation_joins_and_builds(name: str) -> None:
     parameters = inspect.signature(target_of(node)).parameters
     assert node.keys() - {"_target_"} <= parameters.keys()
     given = {"num_classes": 10}
-    sorted_ = Augmentations.sort([build.make(node, object, key=name, trust=[], **given)])
+    sorted_ = Augmentations.sort([targets.make(node, object, key=name, trust=[], **given)])
     batch = ClassificationBatch(
         torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.arange(4), torch.arange(4)
     )
@@ -156,7 +158,7 @@ def test_augmentations_compose_in_their_order() -> None:
 def test_two_crops_are_refused() -> None:
     """An image is read once: the second would be passed over."""
     nodes = compose_config(["augment=[random_resized_crop,scale_jitter]"]).config.data.augment
-    made = [build.make(node, object, key=name, trust=[]) for name, node in nodes.items()]
+    made = [targets.make(node, object, key=name, trust=[]) for name, node in nodes.items()]
     with pytest.raises(ConfigError, match=r"two crops, RandomResizedCrop and ScaleJitter"):
         Augmentations.sort(made)
 
@@ -211,7 +213,7 @@ def test_every_optimizer_builds_and_steps(name: str) -> None:
 def test_every_schedule_builds_and_steps(name: str) -> None:
     typed = [f"scheduler={name}", "scheduler.warmup=2st", "optimizer.lr=0.5", "recipe=none"]
     config = compose_config(typed).config
-    schedule = build._schedule(config.scheduler, 100, [])
+    schedule = build._schedule(config, 100)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     optimizer.param_groups[0]["initial_lr"] = 0.5
     rates = []
@@ -241,7 +243,7 @@ def test_every_schedule_builds_and_steps(name: str) -> None:
 )
 def test_durations_become_steps(typed: str, attribute: str, expected: Any) -> None:
     config = compose_config(["recipe=none", *typed.split()]).config
-    assert getattr(build._schedule(config.scheduler, 100, []), attribute) == expected
+    assert getattr(build._schedule(config, 100), attribute) == expected
 
 
 def test_a_schedule_over_minutes_is_refused() -> None:
@@ -264,8 +266,8 @@ def test_a_users_schedule_may_have_arguments_of_its_own() -> None:
     def made(length: str) -> Mine:
         typed = ["scheduler=constant", "+scheduler.mode=soft", f"+scheduler.length={length}"]
         config = compose_config(typed).config
-        config.scheduler.args["_target_"] = f"{__name__}.Mine"
-        return build._schedule(config.scheduler, 100, [__name__])
+        config.scheduler.args["_target_"], config.trust = f"{__name__}.Mine", [__name__]
+        return build._schedule(config, 100)
 
     assert (made("2ep").mode, made("2ep").length) == ("soft", 200)
     with pytest.raises(ConfigError, match="30min"):
@@ -280,10 +282,11 @@ def test_recipe_file(name: str) -> None:
     text = (CONFIGS / "recipe" / f"{name}.yaml").read_text(encoding="utf-8")
     recipe = yaml.safe_load(text)
     chosen = {key: value for entry in recipe["defaults"] for key, value in entry.items()}
-    model, data = chosen["override /model"], chosen["override /data"]
-    assert model in options("model")
-    assert data in options("data")
-    assert name == f"{model}_{data}" or name.startswith(f"{model}_{data}_")
+    if not name.startswith("finetune"):  # of any pair
+        model, data = chosen["override /model"], chosen["override /data"]
+        assert model in options("model")
+        assert data in options("data")
+        assert name == f"{model}_{data}" or name.startswith(f"{model}_{data}_")
     assert "published" in recipe or len(re.findall("(?m)^#", text)) > 1
     if "published" in recipe:
         assert recipe["published"]["source"]
@@ -665,28 +668,28 @@ def test_secrets_stay_interpolations(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_targets_that_are_no_network(target: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build.resolve(target, nn.Module, [])
+        targets.resolve(target, nn.Module, [])
     assert caught.value.name == "TARGET"
 
 
 def test_targets_that_are_what_is_asked_for() -> None:
-    assert build.resolve("torch.nn.Linear", nn.Module, []) is nn.Linear
-    assert build.resolve("torch.optim.Adam", Optimizer, []) is torch.optim.Adam
+    assert targets.resolve("torch.nn.Linear", nn.Module, []) is nn.Linear
+    assert targets.resolve("torch.optim.Adam", Optimizer, []) is torch.optim.Adam
     with pytest.raises(ConfigError, match="no Optimizer"):
-        build.resolve("torch.nn.Linear", Optimizer, [])
+        targets.resolve("torch.nn.Linear", Optimizer, [])
     # `trust` adds a package by its whole name, not by a prefix of it.
     with pytest.raises(ConfigError, match="is refused"):
-        build.resolve("collections.abc.Mapping", object, ["collection"])
-    assert build.resolve("collections.OrderedDict", dict, ["collections"])
+        targets.resolve("collections.abc.Mapping", object, ["collection"])
+    assert targets.resolve("collections.OrderedDict", dict, ["collections"])
     # Of the right kind and within reach, but only imported there.
     with pytest.raises(ConfigError, match="defined elsewhere"):
-        build.resolve("torch.nn.modules.module.OrderedDict", dict, [])
+        targets.resolve("torch.nn.modules.module.OrderedDict", dict, [])
 
 
 def test_a_wrong_argument_names_the_nearest() -> None:
     node = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentun": 0.9}
     with pytest.raises(ConfigError, match=r"optimizer\.momentun.*momentum"):
-        build.make(
+        targets.make(
             node, Optimizer, key="optimizer", trust=[], params=[nn.Parameter(torch.zeros(1))]
         )
 

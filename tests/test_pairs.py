@@ -8,7 +8,7 @@ import torch
 import yaml
 from tiny import command, summary, write_data
 
-from cvtrain import build
+from cvtrain import build, targets
 from cvtrain.compose import compose_config
 from cvtrain.config import config_dir, options
 from cvtrain.data.source import Source
@@ -37,7 +37,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 def sources(typed: dict[str, list[str]]) -> dict[str, Source]:
     def source(name: str) -> Source:
         config = compose_config([f"data={name}", *typed[name]]).config
-        return build.make(config.data.args, Source, key="data", trust=[])
+        return targets.make(config.data.args, Source, key="data", trust=[])
 
     return {name: source(name) for name in DATA}
 

@@ -14,6 +14,8 @@ from PIL import Image
 
 # Enough for two steps of everything; drawn in a tenth of a second.
 TINY_SHAPES = ("data.size=16", "data.train_per_class=4", "data.val_per_class=2")
+TINY_TABLE = ("data.size=16", "data.train=40", "data.val=16")
+TINY_DRAWN = {"shapes": TINY_SHAPES, "shapes_labels": TINY_TABLE, "shapes_box": TINY_TABLE}
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -102,6 +104,20 @@ def write_images(
                 coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
 
 
+def write_table(root: Path, *, boxes: bool, count: int = 36) -> None:
+    """`root/{train,val}.csv` of labels, or of a class and its box, and their images."""
+    write_images(root, classes=("photos",), count=count)
+    for split in ("train", "val"):
+        rows = ["path,class,x1,y1,x2,y2" if boxes else "path,kind,large"]
+        for number in range(count):
+            name = ("ant", "bee", "wasp")[number % 3]
+            cells = f"{name},{number % 7},3,{20 + number % 9},30" if boxes else f"{name},"
+            if not boxes and number % 4:  # the fourth has no such label
+                cells += str(number % 2)
+            rows.append(f"{split}/photos/{number}.jpg,{cells}")
+        (root / f"{split}.csv").write_text("\n".join(rows) + "\n")
+
+
 def write_data(name: str, root: Path) -> list[str]:
     """Tiny data for `data=NAME` below `root`; what to type besides. One line for a new data set."""
     if name in ("mnist", "fashion_mnist"):
@@ -114,7 +130,9 @@ def write_data(name: str, root: Path) -> list[str]:
         write_images(root / name, classes=("n01440764", "n01443537", "n01484850"))
     elif name == "folder":
         write_images(root / name)
-    return [f"data_dir={root}", *(TINY_SHAPES if name == "shapes" else ())]
+    elif name in ("csv", "csv_box"):
+        write_table(root / name, boxes=name == "csv_box")
+    return [f"data_dir={root}", *TINY_DRAWN.get(name, ())]
 
 
 # A child's ru_maxrss begins with its parent's, this one with the program.

@@ -13,16 +13,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from cvtrain.errors import ConfigError
+
 MIXES = (v2.MixUp, v2.CutMix)
+# Those of torchvision that leave an object where it is.
+STILL = (
+    *(v2.ColorJitter, v2.Grayscale, v2.RandomGrayscale, v2.RandomPhotometricDistort),
+    *(v2.RandomChannelPermutation, v2.GaussianBlur, v2.GaussianNoise, v2.RandomAdjustSharpness),
+    *(v2.RandomAutocontrast, v2.RandomEqualize, v2.RandomInvert, v2.RandomPosterize),
+    *(v2.RandomSolarize, v2.RandomErasing),
+)
 
 
 class BatchTransform:
     """uint8 `[N, C, H, W]` and uniforms in [0, 1) `[N, draws]` to uint8 `[N, C, H, W]`."""
 
     draws: int
+    keeps_boxes = False  # whether `move_boxes` says where an object is afterwards
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def move_boxes(self, boxes: Tensor, uniforms: Tensor) -> Tensor:
+        """Those of a BoxBatch `[N, 4]`; here of a transform that leaves objects in their places."""
+        return boxes
 
 
 class OneByOne(BatchTransform):
@@ -51,11 +65,14 @@ class Augment:
         self.draws = sum(step.draws for step in steps)
 
     def __call__(self, batch: Any, uniforms: Tensor) -> Any:
-        """The batch with its images changed; `uniforms` is `[N, draws]`."""
+        """The batch with its images changed, and boxes moved; `uniforms` is `[N, draws]`."""
         images, column = batch.images, 0
         uniforms = uniforms.to(images.device, non_blocking=True)
         for step in self.steps:
-            images = step(images, uniforms[:, column : column + step.draws])
+            drawn = uniforms[:, column : column + step.draws]
+            images = step(images, drawn)
+            if hasattr(batch, "boxes"):
+                batch = batch._replace(boxes=step.move_boxes(batch.boxes, drawn))
             column += step.draws
         return batch._replace(images=images)
 
@@ -68,6 +85,17 @@ class Augment:
         chosen = self.mixes[int(torch.randint(len(self.mixes), ()))]
         images, labels = chosen(batch.images.float(), batch.labels)
         return batch._replace(images=images, labels=labels)
+
+
+def check_boxes(transforms: list[Any]) -> None:
+    """Raises ConfigError for the first of them that moves pixels and not the boxes around them."""
+    for transform in transforms:
+        if not getattr(transform, "keeps_boxes", isinstance(transform, STILL)):
+            raise ConfigError(
+                f"{type(transform).__name__} does not say where it moves the boxes of objects",
+                "data.augment",
+                "type augment= without it, as augment=[flip,color_jitter]",
+            )
 
 
 class PadCrop(BatchTransform):
@@ -94,12 +122,18 @@ class HorizontalFlip(BatchTransform):
     """Mirror left and right with probability p."""
 
     draws = 1
+    keeps_boxes = True
 
     def __init__(self, *, p: float = 0.5) -> None:
         self.p = p
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
         return torch.where(uniforms[..., None, None] < self.p, images.flip(-1), images)
+
+    def move_boxes(self, boxes: Tensor, uniforms: Tensor) -> Tensor:
+        left, top, right, bottom = boxes.unbind(1)
+        mirrored = torch.stack([1 - right, top, 1 - left, bottom], 1)
+        return torch.where(uniforms < self.p, mirrored, boxes)
 
 
 class Affine(BatchTransform):
@@ -144,6 +178,7 @@ class Lighting(BatchTransform):
     """
 
     draws = 3
+    keeps_boxes = True
 
     def __init__(self, *, sigma: float, values: list[float], vectors: list[list[float]]) -> None:
         self.basis = 255 * sigma * torch.tensor(vectors) * torch.tensor(values)

@@ -50,6 +50,18 @@ class CenterCrop(Crop):
         return left, top, left + side, top + side
 
 
+def view_boxes(share: float, width: int, height: int, *, corners: bool) -> list[Box]:
+    """Squares whose side is a `share` of the short side: the middle, `corners` before it.
+
+    These are the upper left, upper right, lower left and lower right one, torchvision's order.
+    """
+    side = share * min(width, height)
+    right, bottom = width - side, height - side
+    places = [(0, 0), (right, 0), (0, bottom), (right, bottom)] if corners else []
+    places.append((right / 2, bottom / 2))
+    return [(left, top, left + side, top + side) for left, top in places]
+
+
 class ScaleJitter(Crop):
     """A square anywhere, of an image whose short side was resized to a random multiple of it.
 

@@ -30,22 +30,23 @@ CHUNK = 1 << 18  # bytes
 log = logging.getLogger(__name__)
 
 
-def fetch(url: str, path: Path, *, sha256: str) -> None:
+def fetch(url: str, path: Path, *, sha256: str, key: str = "data_dir") -> None:
     """Download `url` to `path`, unless it is there. Raises DataError, MachineError.
 
-    A file that is there is not read again: see `verify`.
+    `sha256` is all of it or its first digits; `key` is the setting that leads to another folder. A
+    file that is there is not read again: see `verify`.
     """
     if path.exists():
         return
-    with writing(path.parent, key="data_dir"):
+    with writing(path.parent, key=key):
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
             if path.exists():  # by the process that was waited for
                 return
             part = part_of(path)
-            download(url, path)
+            download(url, path, key=key)
             got = sha256_of(part)
-            if got != sha256:
+            if not got.startswith(sha256):
                 part.unlink()
                 raise DataError(
                     f"{url} has sha256 {got[:12]}, not the expected {sha256[:12]}",
@@ -79,12 +80,15 @@ def fetch_all(base: str, files: dict[str, str], folder: Path) -> None:
 
 
 def verify(path: Path, sha256: str) -> None:
-    """Read a file that is there again. Raises DataError if it is not the pinned one."""
+    """Read a file that is there again. Raises DataError if it is not the pinned one.
+
+    `sha256` is all of it or its first digits.
+    """
     try:
         got = sha256_of(path)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", str(path), name="DOWNLOAD") from error
-    if got != sha256:
+    if not got.startswith(sha256):
         raise DataError(
             f"has sha256 {got[:12]}, not the expected {sha256[:12]}",
             str(path.absolute()),
@@ -134,11 +138,11 @@ def wait_for(file: IO[str], name: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def download(url: str, path: Path) -> None:
+def download(url: str, path: Path, *, key: str = "data_dir") -> None:
     """All of `url` into the part of `path`; goes on a few times where a connection ended early."""
     for wait in (*WAITS, 0.0):
         try:
-            return transfer(url, part_of(path))
+            return transfer(url, part_of(path), key=key)
         except (HTTPException, OSError) as error:
             # No address, refused, no certificate, not found: the same again in a second.
             final = isinstance(error, URLError | InvalidURL) and getattr(error, "code", 0) < 500
@@ -148,7 +152,7 @@ def download(url: str, path: Path) -> None:
             time.sleep(wait)
 
 
-def transfer(url: str, part: Path) -> None:
+def transfer(url: str, part: Path, *, key: str) -> None:
     """One request: what is missing of `part` is appended, or all of it where that cannot be."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "cvtrain"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -161,15 +165,15 @@ def transfer(url: str, part: Path) -> None:
             span = response.headers.get("Content-Range", "")
             if response.status == 206 and not span.startswith(f"bytes {have}-"):
                 raise HTTPError(url, 416, f"sent {span or 'no range'}", response.headers, None)
-            receive(response, part, have if response.status == 206 else 0)
+            receive(response, part, have if response.status == 206 else 0, key=key)
     except HTTPError as error:
         if error.code != 416 or not have:
             raise
         part.unlink()  # longer than the file, or of another one
-        transfer(url, part)
+        transfer(url, part, key=key)
 
 
-def receive(response: HTTPResponse, part: Path, have: int) -> None:
+def receive(response: HTTPResponse, part: Path, have: int, *, key: str) -> None:
     """Append the body after the first `have` bytes of `part`, and have it on the disk."""
     total = None if response.length is None else have + response.length
     terminal, name = sys.stderr.isatty(), part.name.removesuffix(".part")
@@ -181,7 +185,7 @@ def receive(response: HTTPResponse, part: Path, have: int) -> None:
         tqdm(
             total=total, initial=have, desc=name, unit="B", unit_scale=True, disable=not terminal
         ) as bar,
-        writing(part, key="data_dir"),
+        writing(part, key=key),
         part.open("ab" if have else "wb") as file,
     ):
         for chunk in chunks(response):

@@ -5,7 +5,6 @@ rest of augmentation is a matter of whole batches on the device.
 """
 
 import logging
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from torchvision.transforms import v2
 
 from cvtrain.data.augment import Augment
 from cvtrain.data.batch import ClassificationBatch, DataInfo
-from cvtrain.data.crops import CenterCrop, Crop
-from cvtrain.data.images import read_box, shown
+from cvtrain.data.crops import CenterCrop, Crop, view_boxes
+from cvtrain.data.images import Box, read_box, read_boxes, shown
 from cvtrain.data.scan import (
     Scan,
     check_classes,
@@ -28,8 +27,8 @@ from cvtrain.data.scan import (
     scan,
 )
 from cvtrain.data.source import Augmentations, Source
+from cvtrain.data.split import split_scan
 from cvtrain.errors import ConfigError, DataError
-from cvtrain.seeding import seed_for
 
 log = logging.getLogger(__name__)
 
@@ -50,39 +49,112 @@ class ImageFiles(Dataset):
         self.transform = v2.Compose(images) if images else None
 
     @property
-    def labels(self) -> Tensor:
-        """int64 `[N]`."""
+    def labels(self) -> Tensor | None:
+        """int64 `[N]`; None where a sample has no label, or several."""
         return torch.tensor(self.found.labels)
 
     def __len__(self) -> int:
         return len(self.found.files)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
         """Raises DataError (BAD-IMAGE). Draws from torch's generator, which the loader seeds."""
-        header, label = self.found.headers[index], self.found.labels[index]
+        header = self.found.headers[index]
         uniforms = torch.rand(self.crop.draws).tolist()
         box = self.crop.box(uniforms, header.width, header.height)
         pixels = read_box(self.found.files[index], header, box, self.size)
         if self.transform:
             pixels = self.transform(pixels.permute(2, 0, 1)).permute(1, 2, 0)
-        return pixels, label, index
+        return pixels, self.target(index, box), index
+
+    def target(self, index: int, box: Box) -> Any:
+        """What is to be learnt of an image of which `box` is seen."""
+        return self.found.labels[index]
 
     @staticmethod
-    def collate(samples: list[tuple[Tensor, int, int]]) -> ClassificationBatch:
+    def collate(samples: list[tuple[Tensor, Any, int]]) -> Any:
         """Images in the order in which they were decoded, which is channels_last."""
         pixels, labels, ids = zip(*samples, strict=True)
-        images = torch.stack(pixels).permute(0, 3, 1, 2)
+        images = torch.stack(pixels).movedim(-1, -3)
         return ClassificationBatch(images, torch.tensor(labels), torch.tensor(ids))
 
 
-class ImageFolder(Source):
+class ImageViews(ImageFiles):
+    """Several views of each image, uint8 `[views, size, size, 3]`.
+
+    At each of the `shares` of its short side the middle; with `ten_crop` the four corners, too,
+    and the mirror images of all.
+    """
+
+    def __init__(self, found: Scan, *, size: int, shares: list[float], ten_crop: bool) -> None:
+        super().__init__(found, size=size, crop=CenterCrop(fraction=shares[0]))
+        self.shares, self.ten_crop = shares, ten_crop
+        self.views = len(shares) * (10 if ten_crop else 1)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        """Raises DataError (BAD-IMAGE)."""
+        header, label = self.found.headers[index], self.found.labels[index]
+        boxes = [
+            box
+            for share in self.shares
+            for box in view_boxes(share, header.width, header.height, corners=self.ten_crop)
+        ]
+        pixels = torch.stack(read_boxes(self.found.files[index], header, boxes, self.size))
+        if self.ten_crop:
+            pixels = torch.cat([pixels, pixels.flip(2)])
+        return pixels, label, index
+
+
+class ImageSource(Source):
+    """What all sources of image files share: a scan of each split, read by `files`."""
+
+    files: type[ImageFiles] = ImageFiles
+    native_size = 224  # pixels, of a network that takes any
+
+    def __init__(
+        self, *, root: str, mean: list[float], std: list[float], crop_fraction: float, on_bad: str
+    ) -> None:
+        if on_bad not in ("error", "skip"):
+            raise ConfigError(f"data.on_bad={on_bad}", "", "type data.on_bad=error or =skip")
+        self.mean, self.std, self.root = mean, std, Path(root)
+        self.eval_crop = CenterCrop(fraction=crop_fraction)
+
+    def _keep(self, splits: dict[str, Scan]) -> Scan:
+        """Returns the training split's."""
+        self._splits = splits
+        bad = dict(line for found in splits.values() for line in found.bad)
+        self.bad = tuple(f"{shown(file)}\t{reason}" for file, reason in bad.items())
+        return splits["train"]
+
+    def _say(self, what: str) -> None:
+        counts = ", ".join(f"{len(s.files)} {name}" for name, s in self._splits.items())
+        log.info("%s: %s, %s images", shown(self.root), what, counts)
+
+    def train(self, size: int, augmentations: Augmentations) -> ImageFiles:
+        crop = augmentations.crop or self.eval_crop
+        augment = Augment(augmentations.batches, augmentations.mixes)
+        images = augmentations.images
+        return self.files(
+            self._splits["train"], size=size, crop=crop, images=images, augment=augment
+        )
+
+    def val(self, size: int) -> ImageFiles:
+        return self.files(self._splits["val"], size=size, crop=self.eval_crop)
+
+    def name_of(self, index: int, split: str = "train") -> str:
+        return shown(self._splits[split].files[index])
+
+    def image_of(self, index: int, split: str = "val") -> Tensor:
+        found = self._splits[split]
+        size = min(self.info.image_size, 160)  # to look at, not to train on
+        return self.files(found, size=size, crop=self.eval_crop)[index][0].permute(2, 0, 1)
+
+
+class ImageFolder(ImageSource):
     """Classes are the folders' names, matched by name between the splits. Raises DataError.
 
     With neither `train_dir` nor `val_dir` below `root`, `root` holds the classes, and `split` their
     shares of training, validation and test, drawn class by class from `split_seed`.
     """
-
-    native_size = 224  # pixels, of a network that takes any
 
     def __init__(
         self,
@@ -101,16 +173,11 @@ class ImageFolder(Source):
         allow_empty: bool = False,
         allow_other_classes: bool = False,
     ) -> None:
-        if on_bad not in ("error", "skip"):
-            raise ConfigError(f"data.on_bad={on_bad}", "", "type data.on_bad=error or =skip")
-        self.mean, self.std, self.root = mean, std, Path(root)
-        self.eval_crop = CenterCrop(fraction=crop_fraction)
+        super().__init__(root=root, mean=mean, std=std, crop_fraction=crop_fraction, on_bad=on_bad)
         self._scan = partial(scan, max_pixels=max_pixels, on_bad=on_bad)
-        self._splits = self._look(train_dir, val_dir, split, split_seed, allow_other_classes)
-        train = self._splits["train"]
+        splits = self._look(train_dir, val_dir, split, split_seed, allow_other_classes)
+        train = self._keep(splits)
         check_classes(train, allow_one_class=allow_one_class, allow_empty=allow_empty)
-        bad = [line for found in self._splits.values() for line in found.bad]
-        self.bad = tuple(f"{shown(file)}\t{reason}" for file, reason in dict(bad).items())
         self.info = DataInfo(
             name=type(self).__name__,
             classes=tuple(train.classes),
@@ -120,8 +187,7 @@ class ImageFolder(Source):
             counts=tuple(np.bincount(train.labels, minlength=len(train.classes)).tolist()),
             names=self.class_names(train.classes),
         )
-        counts = ", ".join(f"{len(s.files)} {name}" for name, s in self._splits.items())
-        log.info("%s: %d classes, %s images", shown(self.root), len(train.classes), counts)
+        self._say(f"{len(train.classes)} classes")
 
     def class_names(self, classes: list[str]) -> tuple[str, ...]:
         """How the classes are shown, where the folders' names are codes."""
@@ -131,7 +197,7 @@ class ImageFolder(Source):
         self, train_dir: str, val_dir: str, split: list[float] | None, seed: int, allow: bool
     ) -> dict[str, Scan]:
         if not any((self.root / name).is_dir() for name in (train_dir, val_dir)):
-            return self._one_folder(split or [0.75, 0.15, 0.10], seed)
+            return self._one_folder(split, seed)
         if split is not None:
             raise ConfigError(
                 f"data.split={split}, but {shown(self.root)} has {train_dir}/ or {val_dir}/",
@@ -158,50 +224,27 @@ class ImageFolder(Source):
             "val": self._scan(val, classes),
         }
 
-    def _one_folder(self, shares: list[float], seed: int) -> dict[str, Scan]:
-        whole = all(0 < share < 1 for share in shares) and abs(sum(shares) - 1) < 1e-6
-        if not 2 <= len(shares) <= 3 or not whole:
-            raise ConfigError(
-                f"data.split={shares} are no shares",
-                "",
-                "type those of train, val and test, that add up to 1: data.split=[0.75,0.15,0.10]",
-            )
+    def _one_folder(self, shares: list[float] | None, seed: int) -> dict[str, Scan]:
         found = self._scan(self.root, class_folders(self.root))
         labels = np.array(found.labels, dtype=np.int64)
-        parts: dict[str, list[int]] = {name: [] for name in ("train", "val", "test")[: len(shares)]}
-        for label, name in enumerate(found.classes):
-            rng = np.random.default_rng(seed_for(seed, "split", name))
-            members = rng.permutation(np.flatnonzero(labels == label))
-            # Cut at the rounded sums of the shares, so that no image is lost or used twice.
-            cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(int)
-            for part, chosen in zip(parts.values(), np.split(members, cuts), strict=True):
-                part.extend(sorted(chosen.tolist()))
-        return {name: _part(found, chosen) for name, chosen in parts.items()}
+        groups = {
+            name: np.flatnonzero(labels == label).tolist()
+            for label, name in enumerate(found.classes)
+        }
+        return split_scan(found, groups, shares, seed)
 
-    def train(self, size: int, augmentations: Augmentations) -> ImageFiles:
-        crop = augmentations.crop or self.eval_crop
-        augment = Augment(augmentations.batches, augmentations.mixes)
-        images = augmentations.images
-        return ImageFiles(
-            self._splits["train"], size=size, crop=crop, images=images, augment=augment
-        )
-
-    def val(self, size: int) -> ImageFiles:
-        return ImageFiles(self._splits["val"], size=size, crop=self.eval_crop)
-
-    def name_of(self, index: int, split: str = "train") -> str:
-        return shown(self._splits[split].files[index])
-
-    def image_of(self, index: int, split: str = "val") -> Tensor:
-        found = self._splits[split]
-        size = min(self.info.image_size, 160)  # to look at, not to train on
-        return ImageFiles(found, size=size, crop=self.eval_crop)[index][0].permute(2, 0, 1)
-
-
-def _part(found: Scan, chosen: list[int]) -> Scan:
-    return replace(
-        found,
-        files=[found.files[i] for i in chosen],
-        labels=[found.labels[i] for i in chosen],
-        headers=[found.headers[i] for i in chosen],
-    )
+    def in_views(self, split: Any, views: str, scales: list[int] | None) -> Any:
+        ten_crop = views == "ten_crop"
+        if type(split) is not ImageFiles or not (ten_crop or scales):
+            return super().in_views(split, views, scales)
+        size, found = split.size, split.found
+        if scales and min(scales) < size:
+            raise ConfigError(
+                f"a short side of {min(scales)} px holds no view of the network's {size} px",
+                "eval.scales",
+                f"type sides of at least {size}: eval.scales=[{size}]",
+            )
+        shares = [size / scale for scale in scales or []] or [self.eval_crop.fraction]
+        if len(shares) == 1 and not ten_crop:
+            return ImageFiles(found, size=size, crop=CenterCrop(fraction=shares[0]))
+        return ImageViews(found, size=size, shares=shares, ten_crop=ten_crop)

@@ -105,8 +105,13 @@ def probe(path: Path, *, max_pixels: int) -> Header:
 
 def read_box(path: Path, header: Header, box: Box, size: int) -> Tensor:
     """uint8 `[size, size, 3]` of a box of the upright image. Raises DataError (BAD-IMAGE)."""
+    return read_boxes(path, header, [box], size)[0]
+
+
+def read_boxes(path: Path, header: Header, boxes: list[Box], size: int) -> list[Tensor]:
+    """Several boxes of an image that is decoded once, as finely as the smallest needs."""
     try:
-        factor = int(min(box[2] - box[0], box[3] - box[1]) / size)
+        factor = min(int(min(box[2] - box[0], box[3] - box[1]) / size) for box in boxes)
         plain = header.plain
         pixels = _decode(path) if plain and factor < 2 else _decode_scaled(path, factor, plain)
     except (BadImage, RuntimeError, OSError) as error:
@@ -118,7 +123,7 @@ def read_box(path: Path, header: Header, box: Box, size: int) -> Tensor:
             "replace the file, or type data.on_bad=skip to leave such files out",
             name="BAD-IMAGE",
         ) from error
-    return resized(pixels, box, header, size)
+    return [resized(pixels, box, header, size) for box in boxes]
 
 
 def _decode(path: Path) -> Tensor:

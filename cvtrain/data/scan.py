@@ -1,5 +1,7 @@
 """What is in an image folder `root/<class>/...`, looked at once before anything is built.
 
+The images that a table lists are looked at in the same way.
+
 Nothing below `root` is ever changed. What cannot be trained on is found here, with its path and
 its reason, not in the middle of an epoch.
 """
@@ -9,9 +11,10 @@ import logging
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cvtrain.data.images import BadImage, Header, probe, shown
 from cvtrain.errors import DataError
@@ -33,7 +36,7 @@ class Scan:
     root: Path
     classes: list[str]
     files: list[Path] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)  # the class of each; more, of a table
     headers: list[Header] = field(default_factory=list)
     bad: list[tuple[Path, BadImage]] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)  # files that are no images, by suffix
@@ -43,7 +46,8 @@ class Scan:
         digest = hashlib.sha256()
         for file, label, header in zip(self.files, self.labels, self.headers, strict=True):
             size = f"{header.size}/{header.width}x{header.height}"
-            line = f"{label}/{file.relative_to(self.root)}/{size}\n"
+            here = file.relative_to(self.root) if file.is_relative_to(self.root) else file
+            line = f"{label}/{here}/{size}\n"
             digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
@@ -65,11 +69,7 @@ def class_folders(root: Path) -> list[str]:
             f"no class folders in {shown(root.absolute())}",
             "put each class's images into a folder of its own: root/cats/1.jpg, root/dogs/2.jpg",
         )
-    alike = defaultdict(list)
-    for name in folders:
-        alike[unicodedata.normalize("NFC", name).strip().casefold()].append(name)
-    if twice := [names for names in alike.values() if len(names) > 1]:
-        names = " and ".join(map(ascii, twice[0]))  # what is alike must be told apart
+    if names := alike(folders):
         raise _classes(
             f"classes that differ by case, space or Unicode form alone: {names}",
             "rename or merge the folders",
@@ -78,25 +78,39 @@ def class_folders(root: Path) -> list[str]:
     return folders
 
 
+def alike(names: Iterable[str]) -> str:
+    """The first of them that a reader takes for the same, shown so that they are told apart."""
+    forms = defaultdict(list)
+    for name in names:
+        forms[unicodedata.normalize("NFC", name).strip().casefold()].append(name)
+    twice = [same for same in forms.values() if len(same) > 1]
+    return " and ".join(map(ascii, twice[0])) if twice else ""
+
+
 def scan(root: Path, classes: list[str], *, max_pixels: int, on_bad: str) -> Scan:
     """Look at every file of the classes. Raises DataError: BAD-IMAGE, IMAGE-TOO-LARGE."""
     found = Scan(root, classes)
     for label, name in enumerate(classes):
         for file in _files(root / name, root, found.ignored):
-            try:
-                header = probe(file, max_pixels=max_pixels)
-            except BadImage as reason:
-                found.bad.append((file, reason))
-                continue
-            found.files.append(file)
-            found.labels.append(label)
-            found.headers.append(header)
+            look(found, file, label, max_pixels=max_pixels)
     if found.ignored:
         kinds = ", ".join(f"{count} {shown(s)}" for s, count in found.ignored.most_common(LISTED))
         log.info("%s: ignored what is no image: %s", shown(root), kinds)
-    if found.bad:
-        _judge(found, on_bad)
+    left = {classes[label] for label in set(found.labels)}
+    judge(found, on_bad, emptied={f.relative_to(root).parts[0] for f, _ in found.bad} - left)
     return found
+
+
+def look(found: Scan, file: Path, label: Any, *, max_pixels: int) -> None:
+    """Add a file to what was found, among the bad ones if it is."""
+    try:
+        header = probe(file, max_pixels=max_pixels)
+    except BadImage as reason:
+        found.bad.append((file, reason))
+        return
+    found.files.append(file)
+    found.labels.append(label)
+    found.headers.append(header)
 
 
 def _files(folder: Path, root: Path, ignored: Counter[str]) -> Iterator[Path]:
@@ -141,12 +155,15 @@ def _identity(file: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _judge(found: Scan, on_bad: str) -> None:
+def judge(found: Scan, on_bad: str, *, emptied: set[str]) -> None:
+    """Refuse the bad ones, or leave them out. Raises DataError: BAD-IMAGE, IMAGE-TOO-LARGE.
+
+    `emptied` are the classes of which no image would be left.
+    """
+    if not found.bad:
+        return
     total = len(found.files) + len(found.bad)
     count = f"{len(found.bad)} of {total} images are bad"
-    emptied = {f.relative_to(found.root).parts[0] for f, _ in found.bad} - {
-        found.classes[label] for label in set(found.labels)
-    }
     if on_bad == "skip" and len(found.bad) <= max(1, MOST_BAD * total) and not emptied:
         log.warning("warning: %s and left out; bad_images.txt names them", count)
         return

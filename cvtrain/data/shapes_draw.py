@@ -1,14 +1,17 @@
-"""Draws the `shapes` data set: one geometric shape per image over a textured background.
+"""Draws the `shapes` data sets: one geometric shape per image over a textured background.
 
-The result is an ordinary image folder, `ROOT/{train,val}/CLASS/NNNN.jpg`.  Only the outline tells
-the classes apart: size, place, rotation, colours and texture are drawn alike for all of them.
+The first is an ordinary image folder, `ROOT/{train,val}/CLASS/NNNN.jpg`.  Only the outline tells
+the classes apart: size, place, rotation, colours and texture are drawn alike for all of them.  The
+others are `ROOT/{train,val}/NNNN.jpg` with a table each, `ROOT/{train,val}.csv`, of several labels
+or of a class and a box.
 
-`draw_scene` renders any number of placed shapes and returns their masks with the image; the image
-folder below places a single one and needs no masks, a detection set would keep both.
+`draw_scene` renders any number of placed shapes and returns their masks with the image.
 """
 
+import csv
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +25,10 @@ FloatArray = NDArray[np.float64]
 VERSION = 1  # of the pictures: another one never meets images that this one drew
 _OVERSAMPLING = 4  # masks are drawn this much larger, then averaged down: smooth edges
 _RADIUS = (0.22, 0.42)  # of the circumscribed circle, as a fraction of the image side
+# The same in four steps, each nearly half as large again, of shapes that fill three fifths of their
+# circle or more: what is larger in extent is so in area, too.
+_LEVELS = ((0.115, 0.125), (0.18, 0.195), (0.285, 0.305), (0.445, 0.465))
+_LEVELLED = ("circle", "cross", "hexagon", "ring", "square")
 _MARGIN = 0.02  # kept free along the image border, as a fraction of the image side
 _TEXTURE = 0.12  # largest deviation of the background from its own mean, intensities being 0..1
 _CONTRAST = 0.4  # least difference in lightness between a shape and the background's mean
@@ -75,9 +82,9 @@ class PlacedShape:
     angle: float  # radians
 
 
-def place_shape(rng: Generator, name: str) -> PlacedShape:
-    """A shape of random size, rotation and place, wholly inside the image."""
-    radius = rng.uniform(*_RADIUS)
+def place_shape(rng: Generator, name: str, reach: tuple[float, float] = _RADIUS) -> PlacedShape:
+    """A shape of random size (a radius within `reach`), rotation and place, wholly inside."""
+    radius = rng.uniform(*reach)
     x, y = rng.uniform(radius + _MARGIN, 1 - radius - _MARGIN, size=2)
     return PlacedShape(name, x, y, radius, angle=rng.uniform(0, 2 * np.pi))
 
@@ -158,17 +165,24 @@ def draw_folder(
 
     Raises OSError if `root` cannot be written or is something other than a data set.
     """
-    # Beside the first folder that is to be made, so that nothing is left of a draw that ends early.
-    place = next(folder for folder in root.absolute().parents if folder.is_dir())
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=place) as scratch:
-        # One level down, since the scratch directory itself is readable by its owner only.
-        draft = Path(scratch) / root.name
+    with _appearing(root) as draft:
         for split, count in (("train", train_per_class), ("val", val_per_class)):
             for name in CLASSES:
                 folder = draft / split / name
                 folder.mkdir(parents=True)
                 for number, image in enumerate(_images(size, seed, split, name, count)):
                     image.save(folder / f"{number:04d}.jpg", quality=90)
+
+
+@contextmanager
+def _appearing(root: Path) -> Iterator[Path]:
+    """A folder to draw in, which then becomes `root` at once, unless there is a data set by now."""
+    # Beside the first folder that is to be made, so that nothing is left of a draw that ends early.
+    place = next(folder for folder in root.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=place) as scratch:
+        # One level down, since the scratch directory itself is readable by its owner only.
+        draft = Path(scratch) / root.name
+        yield draft
         root.parent.mkdir(parents=True, exist_ok=True)
         try:
             draft.rename(root)
@@ -182,3 +196,48 @@ def _images(size: int, seed: int, split: str, name: str, count: int) -> Iterator
     for number in range(count):
         rng = np.random.default_rng([seed, number, *f"{split}/{name}".encode()])
         yield Image.fromarray(draw_scene(rng, size, [place_shape(rng, name)])[0])
+
+
+# Tables: a picture and the cells that follow its path
+
+Sample = tuple[NDArray[np.uint8], list[object]]
+
+
+def _labelled(rng: Generator, number: int, size: int) -> Sample:
+    """Whether a shape is there, and its size; every fifth image is ground alone."""
+    level = number % 5 - 1
+    if level < 0:
+        return draw_scene(rng, size, [])[0], [0, ""]
+    shape = place_shape(rng, str(rng.choice(_LEVELLED)), _LEVELS[level])
+    return draw_scene(rng, size, [shape])[0], [1, level]
+
+
+def _boxed(rng: Generator, number: int, size: int) -> Sample:
+    """The class, and the pixels that the shape touches: left, top, right, bottom."""
+    name = CLASSES[number % len(CLASSES)]
+    image, [mask] = draw_scene(rng, size, [place_shape(rng, name)])
+    across, down = (np.flatnonzero(mask.any(axis)).tolist() for axis in (0, 1))
+    return image, [name, across[0], down[0], across[-1] + 1, down[-1] + 1]
+
+
+TABLES: dict[str, tuple[tuple[str, ...], Callable[[Generator, int, int], Sample]]] = {
+    "labels": (("path", "main", "level"), _labelled),
+    "box": (("path", "class", "x1", "y1", "x2", "y2"), _boxed),
+}
+
+
+def draw_table(root: Path, *, kind: str, size: int, train: int, val: int, seed: int = 0) -> None:
+    """Writes the data set `kind` of TABLES, of so many images, as `draw_folder` does."""
+    columns, sample = TABLES[kind]
+    with _appearing(root) as draft:
+        for split, count in (("train", train), ("val", val)):
+            (draft / split).mkdir(parents=True)
+            with (draft / f"{split}.csv").open("w", newline="") as file:
+                rows = csv.writer(file, lineterminator="\n")
+                rows.writerow(columns)
+                for number in range(count):
+                    rng = np.random.default_rng([seed, number, *f"{split}/{kind}".encode()])
+                    image, cells = sample(rng, number, size)
+                    path = f"{split}/{number:04d}.jpg"
+                    Image.fromarray(image).save(draft / path, quality=90)
+                    rows.writerow([path, *cells])

@@ -81,6 +81,20 @@ class Source:
     def val(self, size: int) -> Any:
         raise NotImplementedError
 
+    def in_views(self, split: Any, views: str, scales: list[int] | None) -> Any:
+        """A split that is not augmented, each sample in `views` (one_crop, ten_crop) at `scales`.
+
+        Scales are short sides in pixels. A split of several views a sample has their number as
+        `views`, its batches images `[N, V, C, H, W]`. Raises ConfigError where there is but one.
+        """
+        if views != "one_crop" or scales:
+            raise ConfigError(
+                f"{self.info.name} has one view of each sample; folders of images have more",
+                "eval.scales" if scales else "eval.views",
+                "type eval.views=one_crop eval.scales=null",
+            )
+        return split
+
     def transform(
         self, *, image_size: int, channels: int, device: torch.device, channels_last: bool
     ) -> Any:

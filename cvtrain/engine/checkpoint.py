@@ -248,6 +248,13 @@ def _pickled_globals(path: Path) -> set[str]:
     return names
 
 
+def weights_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What is evaluated: the averaged weights of a run that has them; or a plain state dict."""
+    if average := state.get("ema"):
+        return {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
+    return state.get("model", state)
+
+
 def load_weights(
     model: torch.nn.Module, weights: dict[str, Any], *, source: str, reset: bool
 ) -> list[str]:

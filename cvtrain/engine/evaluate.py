@@ -25,7 +25,7 @@ def evaluate(
     max_batches: int | None = None,
 ) -> Evaluator | None:
     """What the task's evaluator holds of all processes; None when a stop came in between."""
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]  # not frozen batch norm
     model.eval()
     evaluator = task.evaluator()
     try:
@@ -44,4 +44,5 @@ def evaluate(
             evaluator.merge(ranks.gather(evaluator.kept()))
         return evaluator
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True

@@ -50,6 +50,16 @@ def pick_precision(wanted: Precision, device: torch.device) -> Precision:
     return wanted
 
 
+def mixed_precision(
+    precision: Precision, device: torch.device
+) -> tuple[torch.autocast, torch.amp.GradScaler]:
+    """Both do nothing where the precision does not need them."""
+    fp16 = precision is Precision.fp16
+    reduced = torch.float16 if fp16 else torch.bfloat16
+    autocast = torch.autocast(device.type, reduced, enabled=fp16 or precision is Precision.bf16)
+    return autocast, torch.amp.GradScaler(device.type, enabled=fp16)
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """The generators that a network on `device` draws from.
 

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from cvtrain.data.loader import Loader
 from cvtrain.data.source import Source
+from cvtrain.engine.layers import Frozen
 from cvtrain.engine.schedule import Schedule
 from cvtrain.tasks.base import Task
 
@@ -24,6 +25,7 @@ class Parts:
     task: Task
     optimizer: Optimizer
     schedule: Schedule
+    frozen: Frozen = field(default_factory=Frozen)
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,28 @@ from torch.optim import Optimizer
 
 
 class Schedule:
-    """`factor(step)` times each group's own rate, times the warm-up. Steps are optimizer steps."""
+    """`factor(step)` times each group's own rate, times the warm-up; times `after_head` too, once
+    the head was trained alone for `head_first` steps. Steps are optimizer steps.
+    """
 
     def __init__(
-        self, *, warmup: int = 0, warmup_from: float = 0.0, warmup_shape: str = "linear"
+        self,
+        *,
+        warmup: int = 0,
+        warmup_from: float = 0.0,
+        warmup_shape: str = "linear",
+        head_first: int = 0,
+        after_head: float = 1.0,
     ) -> None:
         self.warmup, self.warmup_from, self.warmup_shape = warmup, warmup_from, warmup_shape
+        self.head_first, self.after_head = head_first, after_head
 
     def factor(self, step: int) -> float:
         raise NotImplementedError
 
     def apply(self, optimizer: Optimizer, step: int) -> None:
         """Set the rate of every parameter group for the step about to be taken."""
-        factor = self.factor(step) * self.warmup_factor(step)
+        factor = self.factor(step) * self.warmup_factor(step) * self.phase_factor(step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
@@ -36,6 +45,9 @@ class Schedule:
             return self.warmup_from
         # The first step already moves: (step + 1) / (warmup + 1) of the way up.
         return self.warmup_from + (1 - self.warmup_from) * (step + 1) / (self.warmup + 1)
+
+    def phase_factor(self, step: int) -> float:
+        return 1.0 if step < self.head_first else self.after_head
 
     def observe(self, value: float) -> None:
         """A validation figure, lower is better."""
@@ -121,7 +133,7 @@ class PresetLR(Schedule):
     def apply(self, optimizer: Optimizer, step: int) -> None:
         rate = self.lrs[min(step // self.every, len(self.lrs) - 1)]
         for group in optimizer.param_groups:
-            group["lr"] = rate * self.warmup_factor(step)
+            group["lr"] = rate * self.warmup_factor(step) * self.phase_factor(step)
 
 
 class PlateauLR(Schedule):

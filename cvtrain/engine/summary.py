@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 from pathlib import Path
@@ -70,6 +71,15 @@ def write_summary(
     return summary
 
 
+PARTS = 8  # of a figure, in a panel
+
+
+def parts_of(figure: str, lines: list[dict[str, Any]]) -> list[str]:
+    """What a figure is the mean of, by name: `val/main_err` of `err`."""
+    keys = dict.fromkeys(key for line in lines for key in line)
+    return [key for key in keys if key.startswith("val/") and key.endswith(f"_{figure}")]
+
+
 def draw_curves(lines: list[dict[str, Any]], path: Path, *, primary: str) -> None:
     """Loss, error and learning rate over epochs, from the lines of `metrics.jsonl`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # never a window, whatever $DISPLAY
@@ -83,13 +93,17 @@ def draw_curves(lines: list[dict[str, Any]], path: Path, *, primary: str) -> Non
         ("lr", "learning rate", "linear"),
     )
     for axes, (name, title, scale) in zip(figure.subplots(1, 3), panels, strict=True):
-        for key, style in (
-            (f"train/{name}", {"color": "C0", "alpha": 0.7}),
-            (f"val/{name}", {"color": "C1", "marker": "."}),
-        ):
+        styles: dict[str, dict[str, Any]] = {
+            f"train/{name}": {"color": "C0", "alpha": 0.7, "label": "train"},
+            f"val/{name}": {"color": "C1", "marker": ".", "label": "val"},
+        }
+        for number, key in enumerate(parts_of(name, lines)[:PARTS], start=2):
+            label = key.removeprefix("val/").replace("_", " ")
+            styles[key] = {"color": f"C{number}", "linewidth": 0.9, "label": label}
+        for key, style in styles.items():
             points = [(line["epoch"], line[key]) for line in lines if key in line]
             if points:
-                axes.plot(*zip(*points, strict=True), label=key.split("/")[0], **style)
+                axes.plot(*zip(*points, strict=True), **style)
         axes.set(title=title, xlabel="epoch", yscale=scale)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -98,6 +112,7 @@ def draw_curves(lines: list[dict[str, Any]], path: Path, *, primary: str) -> Non
         figure.savefig(temporary, dpi=110, format="png")
 
 
+PER_CENT = re.compile(r"(^|_)(err|iou)$")
 TIMES = {"data": "data", "compute": "compute", "eval": "evaluation", "save": "saving"}
 SETTINGS = (
     *("model.", "task.", "optimizer.", "scheduler.", "seed", "data.batch_size"),
@@ -145,20 +160,21 @@ def table(
     """The end of a run: ours, the paper's beside it, and where to look."""
     names = [key.removeprefix("val/") for key in summary if key.startswith("val/")]
     best = f"best/{summary['primary']}"
-    units = {name: " %" if name.endswith("_err") else "" for name in names}
+    units = {name: " %" if PER_CENT.search(name) else "" for name in names}
     rows = [("", "yours", "paper" if published else "")]
     for name in names:
         paper = f"{published[name]:g}{units[name]}" if name in published else ""
         rows.append((name, f"{summary[f'val/{name}']:.4g}{units[name]}", paper))
     unit = units.get(summary["primary"], "")
     rows.append((best, f"{summary[best]:.4g}{unit}", f"at epoch {summary['best/epoch']:g}"))
+    width = max(14, *(len(name) for name, *_ in rows))
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     lines = [
         "",
         f"{title}: {summary['epochs']:g} epochs, {summary['steps']} steps, "
         f"{minutes} min {seconds} s, {summary['parameters']:,} parameters"
         + (f", {summary['skipped_steps']} steps skipped" if summary["skipped_steps"] else ""),
-        *(f"  {left:<14} {ours:>10}  {paper:>10}".rstrip() for left, ours, paper in rows),
+        *(f"  {left:<{width}} {ours:>10}  {paper:>10}".rstrip() for left, ours, paper in rows),
         *([f"  paper    {published['source']}"] if "source" in published else []),
         *time,
         f"  curves   {run_dir / 'curves.png'}",

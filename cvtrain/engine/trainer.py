@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from cvtrain.config import EvalConfig, Precision, TrainerConfig
+from cvtrain.config import EvalConfig, TrainerConfig
 from cvtrain.data.batch import to_device
 from cvtrain.engine.checkpoint import Checkpoints, load_weights
 from cvtrain.engine.distributed import Ranks, without_sync
 from cvtrain.engine.ema import Ema
 from cvtrain.engine.evaluate import evaluate
 from cvtrain.engine.logs import Logs
-from cvtrain.engine.machine import seed_generators
+from cvtrain.engine.machine import mixed_precision, seed_generators
 from cvtrain.engine.optim import load_optimizer
 from cvtrain.engine.pictures import draw_samples
 from cvtrain.engine.plan import Parts, Plan, Position
@@ -36,7 +36,7 @@ from cvtrain.engine.watch import (
     non_finite_tensor,
     step_figures,
 )
-from cvtrain.engine.window import Pairs, Window, mean_loss
+from cvtrain.engine.window import Pairs, Window, added, mean_loss
 from cvtrain.errors import NonFiniteError
 from cvtrain.seeding import seed_for
 from cvtrain.tasks.base import Evaluator
@@ -65,18 +65,11 @@ class Trainer:
         self.device, self.seed, self.ranks, self.about = device, seed, ranks, about
         self.run, self.logs, self.checkpoints, self.stop = run, logs, checkpoints, stop
         self.ema = Ema(parts.model, config.ema)
-        if config.compile:
-            parts.model.compile()
-        self.model = ranks.wrap(parts.model, device)
-        fp16 = config.precision is Precision.fp16
-        reduced = torch.float16 if fp16 else torch.bfloat16
-        enabled = fp16 or config.precision is Precision.bf16
-        self.autocast = torch.autocast(device.type, reduced, enabled=enabled)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
-        self.params = [p for p in parts.model.parameters() if p.requires_grad]
+        self.autocast, self.scaler = mixed_precision(config.precision, device)
         self.watch, self.skips, self.position = FiniteWatch(), Skips(config), Position()
         self.stopwatch, self.window = Stopwatch(self.position), Window()
         self.profile: NoProfile | Profile = NoProfile()
+        self.model: Any = None  # as it trains, from the first step on
         self.evaluator: Evaluator | None = None  # of the last evaluation
         self.grad_norm = torch.tensor(0.0)
         self.new_best = self.stopped = self.time_is_up = False
@@ -86,9 +79,8 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the end of the plan, or until a stop is asked for. Raises NonFiniteError."""
-        position, steps = self.position, self.parts.train.steps
-        evaluated_at, total = position.evaluated_at, self.plan.total
-        self.logs.open(step=position.step, evaluated_at=evaluated_at, total=total)
+        position, total = self.position, self.plan.total
+        self.logs.open(step=position.step, evaluated_at=position.evaluated_at, total=total)
         self.stop.finish_the_step()
         if position.step == 0:
             draw_samples(self.parts, self.logs)
@@ -97,7 +89,7 @@ class Trainer:
         self.boundary()
         with profiled(self.config.profile, self.logs, self.device) as self.profile:
             while not self.finished:
-                epoch, start = divmod(position.step, steps)
+                epoch, start = divmod(position.step, self.parts.train.steps)
                 for micro_batches in self.parts.train.epoch(epoch, start):
                     self.stopwatch.lap("data")
                     self.train_step(micro_batches)
@@ -108,15 +100,21 @@ class Trainer:
         if self.evaluator is None and not self.stopped:
             self.evaluate()  # a run that was killed after its last one: for its pictures
 
+    def begin_phase(self) -> None:
+        """Fix what is trained from this step on; those who look at it once look again."""
+        parts = self.parts
+        parts.frozen.apply(parts.model, self.position.step)
+        self.params = [p for p in parts.model.parameters() if p.requires_grad]
+        if self.config.compile:
+            parts.model.compile()
+        self.model = self.ranks.wrap(parts.model, self.device)
+
     @property
     def finished(self) -> bool:
-        position, plan = self.position, self.plan
-        return (
-            self.stopped
-            or self.time_is_up
-            or (plan.total is not None and position.step >= plan.total)
-            or position.waited >= (self.config.early_stop or math.inf)
-        )
+        position, total = self.position, self.plan.total
+        enough = total is not None and position.step >= total
+        patience = self.config.early_stop or math.inf
+        return self.stopped or self.time_is_up or enough or position.waited >= patience
 
     def boundary(self) -> None:
         """Between two steps: log, evaluate, save, as the plan has it; also what a resume owes."""
@@ -139,6 +137,8 @@ class Trainer:
     def train_step(self, micro_batches: tuple[Any, ...]) -> None:
         """One optimizer step over this process's part of the global batch."""
         parts, step = self.parts, self.position.step
+        if self.model is None or step == parts.frozen.until:
+            self.begin_phase()
         parts.schedule.apply(parts.optimizer, step)
         seed_generators(seed_for(self.seed, "step", step, self.ranks.rank), self.device)
         batches = [to_device(batch, self.device) for batch in micro_batches]
@@ -177,7 +177,9 @@ class Trainer:
     def _backward(self, batches: list[Any]) -> tuple[Tensor, list[Pairs]]:
         """Gradients of the step's loss; that loss, and every micro-batch's named pairs."""
         parts, figures = self.parts, []
-        counts = self._counts(batches) if len(batches) > 1 else {}
+        counts = {}
+        if len(batches) > 1:
+            counts = self.ranks.sum(added(parts.task.counts(self.model, b) for b in batches))
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             with without_sync(self.model, last=number == len(batches) - 1):
@@ -190,13 +192,6 @@ class Trainer:
             total += loss.detach()
             figures.append(pairs)
         return total, figures
-
-    def _counts(self, batches: list[Any]) -> dict[str, Tensor]:
-        counts: dict[str, Tensor] = {}
-        for batch in batches:
-            for name, count in self.parts.task.counts(self.model, batch).items():
-                counts[name] = counts.get(name, 0) + count
-        return self.ranks.sum(counts)
 
     # Figures
 
@@ -212,7 +207,8 @@ class Trainer:
         values["train/images_per_sec"] = self.images_per_sec
         self.watch.check()
         self.logs.scalars(values, step=position.step, epoch=self.epoch)
-        self.shown = {k: v for k, v in values.items() if k in ("train/loss", "train/top1_err")}
+        shown = ("train/loss", f"train/{self.parts.task.primary.name}")
+        self.shown = {name: values[name] for name in shown if name in values}
         self.logs.progress({**self.shown, "train/images_per_sec": self.images_per_sec})
         self.window = Window(position.step, position.trained)
 
@@ -253,8 +249,8 @@ class Trainer:
         self.parts.schedule.observe(sign * value)
         self.new_best = position.judge(value, sign)
         self.logs.scalars(values, step=position.step, epoch=self.epoch)
-        shown = {**getattr(self, "shown", {}), **values}
-        text = "  ".join(f"{name} {number:.4g}" for name, number in shown.items())
+        shown = {**getattr(self, "shown", {}), **values}.items()
+        text = "  ".join(f"{name} {number:.4g}" for name, number in shown)
         self.logs.line(f"epoch {self.epoch:6.2f}  step {position.step:>6}  {text}")
 
     def _error(self, step: int, values: dict[str, float], ids: list[int]) -> NonFiniteError:

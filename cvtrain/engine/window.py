@@ -1,5 +1,6 @@
 """The figures of a stretch of training: sums and counts on the device, divided at its log point."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -51,6 +52,15 @@ class Window:
             key: torch.tensor(share * value, dtype=torch.float64, device=device)
             for key, value in totals.items()
         }
+
+
+def added(counts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of several micro-batches, by name."""
+    total: dict[str, Tensor] = {}
+    for named in counts:
+        for name, count in named.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 def mean_loss(pairs: Pairs, counts: dict[str, Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """The samples that a network is most wrong about, kept without waiting for the device."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,13 +29,18 @@ class Worst:
             for classes in (labels, predicted)
         )
         loss = torch.where(predicted == labels, -1.0, -own)  # a loss is never below 0
-        found = (loss, ids, labels, predicted, best.exp())
+        self.keep(loss, ids, labels, predicted, best.exp())
+
+    def keep(self, *found: Tensor) -> None:
+        """Columns `[N]` of what is known of N samples; the first says how bad they are."""
         old = self.columns or tuple(column[:0] for column in found)
         together = [torch.cat(pair) for pair in zip(old, found, strict=True)]
         order = together[0].topk(min(self.most, len(together[0]))).indices
         self.columns = tuple(column[order] for column in together)
 
+    def rows(self) -> list[tuple[Any, ...]]:
+        """One for each sample, from the worst on; waits for the device."""
+        return sorted(zip(*(column.tolist() for column in self.columns), strict=True))[::-1]
+
     def mistakes(self) -> list[Mistake]:
-        """From the worst on; waits for the device."""
-        rows = zip(*(column.tolist() for column in self.columns), strict=True)
-        return sorted(Mistake(*row) for row in rows if row[0] >= 0)[::-1]
+        return [Mistake(*row) for row in self.rows() if row[0] >= 0]

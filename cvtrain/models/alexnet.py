@@ -122,7 +122,8 @@ class AlexNet(Tower):
         x = self.both(Tower.conv3_to_5, x)
         x = self.drop(self.both(Tower.full6, x))
         x = self.drop(self.both(Tower.full7, x))
-        return self.fc8(x).to(images.device)
+        logits = self.fc8(x)  # of several heads a dict, which stays where it is
+        return logits.to(images.device) if isinstance(logits, Tensor) else logits
 
     def drop(self, x: Tensor) -> Tensor:
         """Units that stay are as they were, and all of them halved in evaluation (section 4.2).

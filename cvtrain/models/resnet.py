@@ -20,7 +20,7 @@ the paper's stem would leave 2x2 at the end, get a stem of one 3x3 convolution (
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -174,6 +174,15 @@ class ResNet(nn.Module):
         self.layer4 = stage(block, 256 * widening, 512, blocks=blocks[3], stride=2)
         self.fc = nn.Linear(512 * widening, num_classes)
         init_after_he(self)
+
+    @staticmethod
+    def imagenet_weights(
+        *, depth: int = 50, shortcut: str = "B", **others: Any
+    ) -> tuple[str, dict[str, Any]] | None:
+        """torchvision's weights for this network, and the arguments that they were trained with."""
+        if shortcut != "B" or depth not in (*BASIC, *BOTTLENECK):
+            return None
+        return f"ResNet{depth}_Weights.IMAGENET1K_V1", {"stride_in": "3x3", "stem": "imagenet"}
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(images))))

@@ -9,12 +9,12 @@ as the way to do without starting from a trained network A. Its own N(0, varianc
 each layer of 512 maps would multiply what goes through it by nearly five.
 
 Differs: images of other sizes than 224, which leave other maps than 7x7, are brought to 7x7 by
-adaptive average pooling, as in torchvision (at 224 it does nothing); evaluation is on one crop, not
-dense over the whole image.
+adaptive average pooling, as in torchvision (at 224 it does nothing); evaluation is on crops (one,
+or those of eval.views and eval.scales), not dense over the whole image.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -32,6 +32,9 @@ BLOCKS = {
     "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
 }
 WIDTHS = (64, 128, 256, 512, 512)
+# torchvision's names of the networks that it has weights for; batch norm nowhere, or everywhere
+PUBLISHED = {"A": "VGG11", "B": "VGG13", "D": "VGG16", "E": "VGG19"}
+PUBLISHED_SUFFIX = {"none": "", "all": "_BN"}
 SMALLEST = 32  # pixels: five pools halve it to one
 
 
@@ -92,6 +95,16 @@ class VGG(nn.Module):
                 nn.init.xavier_uniform_(parameter)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+
+    @staticmethod
+    def imagenet_weights(
+        *, config: str = "D", batch_norm: str = "none", **others: Any
+    ) -> tuple[str, dict[str, Any]] | None:
+        """torchvision's weights for this network, and the arguments that they want (none)."""
+        if str(config) not in PUBLISHED or str(batch_norm) not in PUBLISHED_SUFFIX:
+            return None
+        network = PUBLISHED[config] + PUBLISHED_SUFFIX[batch_norm]
+        return f"{network}_Weights.IMAGENET1K_V1", {}
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.avgpool(self.features(images)).flatten(1))

@@ -7,9 +7,14 @@ follows every convolution and separable convolution, none has a bias. The first 
 not padded, and max-pools are padded as TensorFlow's "same": on both sides of a map of odd size,
 right and below only of an even one.
 
+Weights of timm's `legacy_xception`, which are the author's of Keras, load by `from_timm`. timm's
+network has another eps, 1e-5, and pads even maps on both sides in max-pooling: its logits differ.
+
 Differs: the paper does not say how weights start; convolutions are normal after He et al. (fan in),
 the linear layer is PyTorch's default.
 """
+
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +27,12 @@ MODULES = (
     *(((728, 728, 728), False),) * 8,
     ((728, 1024), True),
 )
+# timm's names of the layers outside the modules of MODULES
+OUTER = {
+    **{"conv1": "blocks.0.0", "bn1": "blocks.0.1", "conv2": "blocks.0.3", "bn2": "blocks.0.4"},
+    **{"conv3.conv1": "blocks.13.0.0", "conv3.pointwise": "blocks.13.0.1", "bn3": "blocks.13.0.2"},
+    **{"conv4.conv1": "blocks.14.0.0", "conv4.pointwise": "blocks.14.0.1", "bn4": "blocks.14.0.2"},
+}
 LAST = (1536, 2048)  # the fourteenth, without shortcut
 EPS = 1e-3
 
@@ -81,6 +92,23 @@ def first(in_channels: int) -> nn.Sequential:
     )
 
 
+def timm_layers() -> dict[str, str]:
+    """timm's name of each layer to ours."""
+    layers = dict(OUTER)
+    for number, (widths, halves) in enumerate(MODULES, start=1):
+        theirs, ours = f"block{number}", f"blocks.{number}"
+        relu = number > 1  # comes first, in both
+        for i in range(len(widths)):  # they count batch norms, which are a part of Separable here
+            at, separable = 3 * i + relu, f"{ours}.body.{2 * i + relu}"
+            layers[f"{theirs}.rep.{at}.conv1"] = f"{separable}.0"
+            layers[f"{theirs}.rep.{at}.pointwise"] = f"{separable}.1"
+            layers[f"{theirs}.rep.{at + 1}"] = f"{separable}.2"
+        if halves:
+            layers |= {f"{theirs}.skip": f"{ours}.shortcut.0"}
+            layers |= {f"{theirs}.skipbn": f"{ours}.shortcut.1"}
+    return layers
+
+
 class Xception(nn.Module):
     """Float images [N, in_channels, H, W] of any size from 7 pixels to logits [N, num_classes].
 
@@ -103,6 +131,18 @@ class Xception(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    @staticmethod
+    def imagenet_weights(**arguments: Any) -> tuple[str, dict[str, Any]] | None:
+        """timm's weights for this network, and the arguments that they want (none)."""
+        return "timm/legacy_xception", {}
+
+    @staticmethod
+    def from_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict by our names; one that has them already is left alone."""
+        layers = timm_layers()
+        split = ((*name.rpartition("."), tensor) for name, tensor in tensors.items())
+        return {f"{layers.get(layer, layer)}{dot}{leaf}": t for layer, dot, leaf, t in split}
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.blocks(images)

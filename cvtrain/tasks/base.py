@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor, nn
 
+from cvtrain.data.batch import DataInfo
 from cvtrain.errors import ConfigError
 
 Picture = np.ndarray  # uint8 [H, W, 3]
@@ -23,6 +24,14 @@ class Evaluator(Protocol):
     def update(self, predictions: Any, batch: Any) -> None: ...
 
     def compute(self) -> dict[str, float]: ...
+
+
+class Head(NamedTuple):
+    """One of several over one backbone."""
+
+    outputs: int
+    hidden: int = 0  # units of a layer in between; 0: none
+    pretrained: bool = False  # the network's own head, with its weights
 
 
 @runtime_checkable
@@ -46,6 +55,14 @@ class Task:
     """Base of every task. It never sees devices, processes, precision, EMA or checkpoints."""
 
     primary: Metric  # picks best.pt, and is what a sweep optimises
+
+    @classmethod
+    def outputs(cls, info: DataInfo, arguments: dict[str, Any]) -> int | dict[str, Head]:
+        """What a network has to give for such data: so many numbers, or heads by name.
+
+        `arguments` are the task's own of the config.
+        """
+        return len(info.classes)
 
     def losses(self, model: nn.Module, batch: Any) -> dict[str, tuple[Tensor, Tensor]]:
         """Named (sum, count) pairs, each a scalar tensor.

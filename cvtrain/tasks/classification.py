@@ -1,5 +1,6 @@
 """One label per image; in training an image may be a mixture and have a share of each class."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from cvtrain.data.batch import ClassificationBatch
 from cvtrain.errors import ConfigError
 from cvtrain.metrics.sheet import sheet
 from cvtrain.tasks.base import Metric, Picture, Task
-from cvtrain.tasks.classification_evaluator import ClassificationEvaluator, as_rgb
+from cvtrain.tasks.classification_evaluator import ClassificationEvaluator
+from cvtrain.tasks.shown import as_seen
 
 
 class Classification(Task):
@@ -73,33 +75,43 @@ class Classification(Task):
         return {"loss": self.weight(batch), "top1_err": self.samples(batch), **auxiliary}
 
     def predict(self, model: nn.Module, batch: ClassificationBatch) -> Tensor:
-        return all_logits(model(batch.images))[0]
+        """Of several views, images `[N, V, C, H, W]`, the logarithm of their mean probabilities."""
+        if batch.images.ndim < 5:
+            return all_logits(model(batch.images))[0]
+        logits = self.rejecting(all_logits(model(batch.images.flatten(0, 1)))[0])
+        mean = logits.log_softmax(1).unflatten(0, batch.images.shape[:2]).logsumexp(1)
+        mean = mean - math.log(batch.images.shape[1])
+        if self.reject_logit is None:
+            return mean
+        # Up or down together, to where the further class has its constant logit again.
+        return mean[:, :-1] - mean[:, -1:] + self.reject_logit
 
     def evaluator(self) -> ClassificationEvaluator:
         return ClassificationEvaluator(self)
 
     def pictures(self, batch: ClassificationBatch, source: Any) -> dict[str, Picture]:
         """`samples`: images as the network sees them, but for the normalisation, and classes."""
-        mean, std = (torch.tensor(v, device=batch.images.device) for v in (source.mean, source.std))
-        pixels = batch.images.float() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
-        images = (255 * pixels).round().clamp(0, 255).byte()
         captions = [shares(label, source.info.shown) for label in batch.labels.cpu()]
-        return {"samples": sheet([as_rgb(image) for image in images], captions, columns=8)}
+        return {"samples": sheet([*as_seen(batch.images, source)], captions, columns=8)}
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed over the batch, so that the engine can divide once."""
         weights = self.class_weights
         if self.reject_logit is not None:
-            logits = F.pad(logits, (0, 1), value=self.reject_logit)
             weights = None if weights is None else F.pad(weights, (0, 1))
             labels = F.pad(labels, (0, 1)) if labels.is_floating_point() else labels
         return F.cross_entropy(
-            logits,
+            self.rejecting(logits),
             labels,
             weight=None if weights is None else weights.to(logits.device),
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )
+
+    def rejecting(self, logits: Tensor) -> Tensor:
+        """With that of the further class, if there is one."""
+        rejected = self.reject_logit
+        return logits if rejected is None else F.pad(logits, (0, 1), value=rejected)
 
     def samples(self, batch: ClassificationBatch) -> Tensor:
         return torch.tensor(float(len(batch.labels)), device=batch.labels.device)

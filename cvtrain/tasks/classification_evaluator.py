@@ -12,6 +12,7 @@ from cvtrain.metrics.sheet import fits, sheet
 from cvtrain.metrics.topk import topk_wrong
 from cvtrain.metrics.worst import Mistake, Worst
 from cvtrain.tasks.base import Picture
+from cvtrain.tasks.shown import as_rgb, per_class
 
 MOST_CLASSES = 1000  # of a confusion matrix
 WORST = 16
@@ -84,15 +85,7 @@ class ClassificationEvaluator:
         """`per_class`: of each class its error in per cent and its number of samples."""
         if self.matrix is None:
             return {}
-        samples, right = self.matrix.sum(1), self.matrix.diagonal()
-        errors = 100 * (1 - right / np.maximum(samples, 1))
-        rows = zip(unique(source.info), errors.tolist(), samples.tolist(), strict=True)
-        return {
-            "per_class": {
-                name: {"error": round(error, 4) if count else None, "samples": count}
-                for name, error, count in rows
-            }
-        }
+        return {"per_class": per_class(self.matrix, unique(source.info))}
 
     def pictures(self, source: Any, split: str) -> dict[str, Picture]:
         """`confusion`, and `worst`: the samples of the highest loss among the wrong ones."""
@@ -124,9 +117,3 @@ def unique(info: Any) -> list[str]:
         name if info.shown.count(name) == 1 else f"{name} ({stored})"
         for name, stored in zip(info.shown, info.classes, strict=True)
     ]
-
-
-def as_rgb(image: Tensor) -> np.ndarray:
-    """uint8 `[C, H, W]` as `[H, W, 3]`; grey if it has less than three channels."""
-    picture = image.cpu().permute(1, 2, 0).numpy()
-    return picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, :1].repeat(3, axis=2)

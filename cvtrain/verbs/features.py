@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from cvtrain import build
+from cvtrain import targets
+from cvtrain.build_loaders import make_loader
 from cvtrain.compose import Composed
 from cvtrain.config import Config, EvalSplit, Precision
 from cvtrain.data.batch import to_device
@@ -29,6 +30,7 @@ from cvtrain.engine.machine import pick_device, settings
 from cvtrain.errors import ConfigError, DataError
 from cvtrain.files import whole
 from cvtrain.verbs.network import Network, described, find_layer, of_config, of_run
+from cvtrain.verbs.start import Start
 from cvtrain.verbs.train import speak
 
 log = logging.getLogger(__name__)
@@ -70,9 +72,10 @@ def features(
     if run:
         network, data = of_run(run, composed, overrides, device=device), None
     else:
-        config = composed.config
+        start = Start.read(composed, overrides)
+        config = start.composed.config
         data = _data_of(config) if source == "data" else described(config)
-        network = of_config(composed, data, device=device)
+        network = of_config(start, data, device=device)
     hooked = find_layer(network.model, layer)
     network.config.trainer.precision = Precision.fp32
     with settings(network.config.trainer):
@@ -137,7 +140,7 @@ def pooled(output: Any, pool: str) -> Tensor:
 
 
 def _data_of(config: Config) -> Source:
-    source: Source = build.make(config.data.args, Source, key="data", trust=config.trust)
+    source: Source = targets.make(config.data.args, Source, key="data", trust=config.trust)
     return source
 
 
@@ -152,7 +155,7 @@ def _of_data(network: Network, source: Source, device: torch.device) -> Images:
         )
     on_train = split is EvalSplit.train
     samples = source.train(size, Augmentations()) if on_train else source.val(size)
-    loader = build.make_loader(config, samples, source, size, False, device, Ranks())
+    loader = make_loader(config, samples, source, size, False, device, Ranks())
     return Images(
         loader,
         _transform(network, source, device),
@@ -174,9 +177,7 @@ def _of_files(network: Network, path: Path, device: torch.device) -> Images:
     labels = [classes.index(name) if name in classes else -1 for name in folders]
     crop = CenterCrop(fraction=arguments.get("crop_fraction", 1.0))
     samples = ImageFiles(found, size=network.size, crop=crop)
-    loader = build.make_loader(
-        config, samples, network.source, network.size, False, device, Ranks()
-    )
+    loader = make_loader(config, samples, network.source, network.size, False, device, Ranks())
     normalise = _transform(network, network.source, device)
 
     def transform(batch: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from cvtrain.build import build_model, input_size, resolve
+from cvtrain.build import build_model, size_of
 from cvtrain.compose import (
     COMPOSITION_ERRORS,
     Composed,
@@ -24,9 +24,11 @@ from cvtrain.config import GROUPS, Config
 from cvtrain.data.batch import DataInfo
 from cvtrain.data.scan import class_folders
 from cvtrain.data.source import Source
-from cvtrain.engine.checkpoint import load_weights, read_checkpoint
+from cvtrain.engine.checkpoint import load_weights, weights_of
 from cvtrain.errors import CheckpointError, ConfigError, DataError, nearest
 from cvtrain.resume import read_run_checkpoint
+from cvtrain.targets import resolve
+from cvtrain.verbs.start import Start
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ def described(config: Config) -> Source:
         channels=getattr(kind, "channels", len(mean)),
         image_size=config.data.image_size or native,
         fingerprint="",
+        columns=getattr(kind, "drawn", {}),
     )
     source.mean, source.std = mean, std
     return source
@@ -83,25 +86,18 @@ def _folders(arguments: dict[str, Any]) -> list[str]:
 
 def build(config: Config, source: Source, *, device: torch.device, size: int = 0) -> Network:
     """With random weights; of the size that the data and the network agree on, unless given."""
-    size = size or input_size(config.model.input, config.data.image_size or source.info.image_size)
+    size = size or size_of(config, source)
     channels, model = build_model(config, source, size, device=device)
     return Network(model.eval(), config, source, channels, size)
 
 
-def of_config(composed: Composed, source: Source, *, device: torch.device) -> Network:
-    """The network of what was typed, with the weights of `init.weights`."""
-    init = composed.config.init
-    weights = (
-        read_checkpoint(Path(init.weights)) if init.weights else None
-    )  # read first: it may be bad
-    network = build(composed.config, source, device=device)
-    if weights is None:
-        log.warning("warning: the weights are random; type run=DIR, or init.weights=FILE")
-        return network
-    left = load_weights(
-        network.model, weights_of(weights), source=str(init.weights), reset=init.reset_head
-    )
-    log.info("weights of %s%s", init.weights, f"; random: {', '.join(left)}" if left else "")
+def of_config(start: Start, source: Source, *, device: torch.device) -> Network:
+    """The network of what was typed, with the weights that it names."""
+    network = build(start.composed.config, source, device=device)
+    if start.weights is None and start.pretrained is None:
+        fix = "type run=DIR, model.pretrained=imagenet, or init.weights=FILE"
+        log.warning("warning: the weights are random; %s", fix)
+    start.load(network.model, source)
     return network
 
 
@@ -118,19 +114,13 @@ def of_run(run: str, composed: Composed, overrides: list[str], *, device: torch.
     config = _config_of_run(state, composed, overrides, path)
     source = described(config)
     classes = state.get("classes") or source.info.classes
-    source.info = replace(source.info, classes=tuple(map(str, classes)))
+    columns = {name: tuple(map(str, of)) for name, of in (state.get("columns") or {}).items()}
+    source.info = replace(source.info, classes=tuple(map(str, classes)), columns=columns)
     network = build(config, source, device=device)
     load_weights(network.model, weights_of(state), source=str(path), reset=False)
     averaged = " (averaged)" if state.get("ema") else ""
     log.info("weights%s of %s, step %s", averaged, path, state["position"].get("step"))
     return network
-
-
-def weights_of(state: dict[str, Any]) -> dict[str, Any]:
-    """What is evaluated: the averaged weights of a run that has them; or a plain state dict."""
-    if average := state.get("ema"):
-        return {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
-    return state.get("model", state)
 
 
 def _config_of_run(

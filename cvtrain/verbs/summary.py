@@ -19,12 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchinfo.layer_info import LayerInfo
 
-from cvtrain.build import input_size, resolve
+from cvtrain.build import input_size
 from cvtrain.compose import Composed
 from cvtrain.config import Config
 from cvtrain.data.batch import DataInfo
 from cvtrain.data.source import Source
 from cvtrain.errors import ConfigError
+from cvtrain.targets import resolve
 from cvtrain.verbs.network import build, described
 from cvtrain.verbs.train import speak
 

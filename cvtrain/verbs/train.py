@@ -13,7 +13,7 @@ import torch
 from cvtrain.build import build_parts, build_plan
 from cvtrain.compose import Composed, flatten
 from cvtrain.config import Switch
-from cvtrain.engine.checkpoint import Checkpoints, load_weights, read_checkpoint
+from cvtrain.engine.checkpoint import Checkpoints
 from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.environment import write_environment
 from cvtrain.engine.logs import Logs
@@ -36,6 +36,7 @@ from cvtrain.engine.trainer import Trainer
 from cvtrain.errors import CvtrainError, MachineError, Stopped
 from cvtrain.files import write_atomic
 from cvtrain.resume import changed_keys, check_same, checkpoint_file, read_run_checkpoint
+from cvtrain.verbs.start import Start, input_of
 
 log = logging.getLogger(__name__)
 
@@ -59,19 +60,25 @@ class Run:
     """One run: its directory, what it goes on from, its outcome in `status.json`."""
 
     def __init__(self, composed: Composed, overrides: list[str], ranks: Ranks) -> None:
-        self.composed, self.config, self.ranks = composed, composed.config, ranks
+        self.ranks = ranks
         self.overrides = [o for o in overrides if not o.startswith(("resume=", "hydra.run.dir="))]
         self.typed_dir = any(o.startswith("hydra.run.dir=") for o in overrides)
-        trainer = self.config.trainer
-        self.device = pick_device(trainer.device, ranks)
-        trainer.precision = pick_precision(trainer.precision, self.device)
-        # Read before anything is made: a bad file leaves nothing behind.
-        weights, file = self.config.init.weights, checkpoint_file(self.config.resume)
-        self.weights = read_checkpoint(Path(weights)) if weights else None
-        self.state = read_run_checkpoint(file) if file else None
+        resume = composed.config.resume
+        self.device = pick_device(composed.config.trainer.device, ranks)
         self.path = composed.run_dir
-        if self.config.resume not in (None, "auto") and file is None:
-            self.path = Path(str(self.config.resume))
+        file = checkpoint_file(resume)
+        if resume not in (None, "auto") and file is None:
+            self.path = Path(str(resume))
+        # Read before anything is made: a bad file leaves nothing behind.
+        self.state = read_run_checkpoint(file) if file else None
+        goes_on = self.state or (resume and Checkpoints(self.path).last)
+        self.start = Start(composed) if goes_on else Start.read(composed, overrides)
+        self._settle(self.start.composed)
+
+    def _settle(self, composed: Composed) -> None:
+        self.composed, self.config = composed, composed.config
+        trainer = self.config.trainer
+        trainer.precision = pick_precision(trainer.precision, self.device)
 
     def run(self) -> float | None:
         resume = self.config.resume is not None and self.state is None
@@ -119,6 +126,10 @@ class Run:
             self.state = checkpoints.load_last()
             if self.state is None:
                 log.info("resume: no checkpoint in %s yet, starting at step 0", self.path)
+        if self.state is not None:  # what the weights settled when the run began
+            followed = self.state.get("followed", {})
+            self.start = self.start.following(followed, self.overrides)
+            self._settle(self.start.composed)
         changed = self._check_config()
         if self.state and not changed and self._is_finished(self.state):
             log.info("finished already: %s", self.path)
@@ -192,6 +203,9 @@ class Run:
             about={
                 "config": self.composed.text,
                 "classes": list(parts.source.info.classes),
+                "columns": {name: list(c) for name, c in parts.source.info.columns.items()},
+                "input": input_of(self.config, parts.source),
+                "followed": self.start.followed,
                 "fingerprint": parts.source.info.fingerprint,
                 "world_size": self.ranks.world_size,
                 "threads": torch.get_num_threads(),
@@ -216,12 +230,8 @@ class Run:
                 trainer.parts.schedule.apply(trainer.parts.optimizer, trainer.position.step)
                 rate = trainer.parts.optimizer.param_groups[0]["lr"]
                 log.info("the schedule is computed anew: the next rate is %g", rate)
-        elif self.weights is not None:
-            weights, init = self.weights.get("model", self.weights), self.config.init
-            left = load_weights(
-                trainer.parts.model, weights, source=str(init.weights), reset=init.reset_head
-            )
-            log.info("weights of %s%s", init.weights, f"; new: {', '.join(left)}" if left else "")
+        else:
+            self.start.load(trainer.parts.model, trainer.parts.source)
 
     def _go_on(self, stop: StopFlag) -> Stopped:
         """What happened and what to type, once there is a checkpoint."""

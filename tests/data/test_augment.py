@@ -1,14 +1,19 @@
 """Array augmentation against naive loops over single images and torchvision's own functions."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from cvtrain.data.arrays import Arrays
 from cvtrain.data.augment import (
+    MIXES,
+    STILL,
     Affine,
     Augment,
     BatchTransform,
@@ -16,7 +21,10 @@ from cvtrain.data.augment import (
     Lighting,
     OneByOne,
     PadCrop,
+    check_boxes,
 )
+from cvtrain.data.batch import BoxBatch
+from cvtrain.errors import ConfigError
 
 TRANSFORMS = [PadCrop(padding=3), HorizontalFlip(), Affine(degrees=9, shift=2, scale=0.2, shear=7)]
 
@@ -229,3 +237,90 @@ def test_one_of_several_mixes_is_drawn_a_step() -> None:
     assert 10 < sum(pasted) < 30
     assert torch.equal(augment.mix(batch, 3).images, augment.mix(batch, 3).images)
     assert mixed.dtype == torch.float32
+
+
+# Boxes
+
+LIGHTING = Lighting(sigma=0.1, values=[0.2, 0.1, 0.0], vectors=[[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+
+
+def boxed(count: int) -> BoxBatch:
+    """Each image dark but for a bright rectangle, and the box around it."""
+    x, boxes = torch.zeros(count, 3, 16, 20, dtype=torch.uint8), torch.zeros(count, 4)
+    for number, image in enumerate(x):
+        left, top = number % 11, number % 7
+        image[:, top : top + 4, left : left + 6] = 255
+        boxes[number] = torch.tensor([left / 20, top / 16, (left + 6) / 20, (top + 4) / 16])
+    return BoxBatch(x, torch.arange(count), boxes, torch.arange(count))
+
+
+def test_a_flip_takes_the_boxes_with_it() -> None:
+    """The bright pixels say where; two flips and a change of light, as the table has them."""
+    batch, steps = boxed(40), [HorizontalFlip(), LIGHTING, HorizontalFlip(p=0.3)]
+    u = uniforms(40, 5)
+    changed = Augment(steps)(batch, u)
+    moved = 0
+    for image, box, before, row in zip(
+        changed.images, changed.boxes, batch.boxes, u.tolist(), strict=True
+    ):
+        bright = image.amax(0) > 127
+        (rows,), (columns,) = (bright.any(axis).nonzero(as_tuple=True) for axis in (1, 0))
+        seen = [columns[0] / 20, rows[0] / 16, (columns[-1] + 1) / 20, (rows[-1] + 1) / 16]
+        torch.testing.assert_close(box, torch.stack(seen))
+        if (row[0] < 0.5) == (row[4] < 0.3):  # there and back, or never
+            torch.testing.assert_close(box, before)
+        else:
+            moved += 1
+    assert 10 < moved < 30
+    assert torch.equal(changed.labels, batch.labels)
+    assert torch.equal(changed.ids, batch.ids)
+
+
+def test_boxes_are_pure_in_boxes_and_uniforms() -> None:
+    batch, u = boxed(12), uniforms(12, 4)
+    before = batch.boxes.clone()
+    augment = Augment([LIGHTING, HorizontalFlip()])
+    together = augment(batch, u).boxes
+    torch.manual_seed(5)
+    parts = [augment(BoxBatch(*(f[i : i + 1] for f in batch)), u[i : i + 1]) for i in range(12)]
+    assert torch.equal(together, torch.cat([part.boxes for part in parts]))
+    assert torch.equal(batch.boxes, before)
+    assert not torch.equal(together, before)
+
+
+def test_what_boxes_may_meet() -> None:
+    check_boxes([HorizontalFlip(), LIGHTING, v2.ColorJitter(0.1), v2.GaussianBlur(3)])
+    moving = [
+        *(PadCrop(), Affine(), OneByOne(v2.ColorJitter(0.1)), v2.RandomRotation(3)),
+        *(v2.RandAugment(), v2.CutMix(num_classes=3), v2.RandomHorizontalFlip(), BatchTransform()),
+    ]
+    for transform in moving:
+        with pytest.raises(ConfigError, match=type(transform).__name__) as caught:
+            check_boxes([HorizontalFlip(), transform])
+        assert "type augment=" in caught.value.line()
+
+
+STILL_ONES = [
+    *(v2.ColorJitter(0.5, 0.5, 0.5, 0.2), v2.Grayscale(3), v2.RandomGrayscale(1.0)),
+    *(v2.RandomPhotometricDistort(), v2.RandomChannelPermutation(), v2.GaussianBlur(3)),
+    *(v2.RandomAdjustSharpness(2, 1.0), v2.RandomAutocontrast(1.0), v2.RandomEqualize(1.0)),
+    *(v2.RandomInvert(1.0), v2.RandomPosterize(3, 1.0), v2.RandomSolarize(100, 1.0)),
+    *(v2.RandomErasing(1.0, scale=(0.01, 0.02)), v2.GaussianNoise()),
+]
+
+
+@pytest.mark.filterwarnings("ignore:RandomErasing")  # it says that boxes pass through it
+@pytest.mark.parametrize("transform", STILL_ONES, ids=lambda t: type(t).__name__)
+def test_what_leaves_objects_in_their_places(transform: Any) -> None:
+    """Torchvision agrees: given boxes of its own, it returns them as they were."""
+    assert isinstance(transform, STILL)
+    assert not isinstance(transform, MIXES)
+    boxes = tv_tensors.BoundingBoxes([[2, 3, 9, 8]], format="XYXY", canvas_size=(11, 13))
+    image = images(1)[0]
+    image = v2.functional.to_dtype(image, scale=True) if "Noise" in str(transform) else image
+    _, after = transform(tv_tensors.Image(image), boxes)
+    assert torch.equal(after, boxes)
+
+
+def test_every_still_transform_is_looked_at() -> None:
+    assert {type(transform) for transform in STILL_ONES} == set(STILL)

@@ -70,6 +70,11 @@ SHAPES = [
 ]
 
 
+# A convolution stands still, the last layer learns alone for an epoch and a half, then everything.
+PHASES = [
+    *(*DIGITS, "model.freeze=[c1]", "trainer.head_first=1.5ep", "trainer.after_head=0.5"),
+    *("trainer.accumulate=2", "optimizer.layer_decay=0.5"),
+]
 # One sample's loss is infinite, on whichever process has it; the gradients are finite everywhere.
 BAD = [
     *(*DIGITS, "trust=[user_code]", "task._target_=user_code.BadSamples", "+task.bad=[11]"),
@@ -101,6 +106,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             0,
             [*BAD, "trainer.on_nonfinite=skip", "hydra.run.dir=skip_two"],
         ),
+        ("phases_one", 1, 0, 0, [*PHASES, "hydra.run.dir=phases_one"]),
+        ("phases_two", 2, free_port(), 0, [*PHASES, "hydra.run.dir=phases_two"]),
         ("bad_two", 2, free_port(), 0, [*BAD, "hydra.run.dir=bad_two"]),
         ("shapes", 2, free_port(), 0, SHAPES),
     ]
@@ -154,6 +161,12 @@ def compare(one: Path, two: Path, *, count: int) -> None:
     assert sorted(p.name for p in one.iterdir() if "events" not in p.name) == sorted(
         p.name for p in two.iterdir() if "events" not in p.name
     )
+
+
+def test_phases_on_two_processes(folder: Path) -> None:
+    succeeded(folder, "phases_one")
+    succeeded(folder, "phases_two")
+    compare(folder / "phases_one", folder / "phases_two", count=3 * 7 + 3)
 
 
 @pytest.mark.fault("N2")

@@ -1,7 +1,10 @@
-"""Every classifier in configs/model, as its YAML stands: logits, and a gradient everywhere."""
+"""Every classifier in configs/model, as its YAML stands: logits, a gradient everywhere in fp32 and
+bf16, and a state that another instance takes.
+"""
 
 import importlib
 import inspect
+import io
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +60,25 @@ def test_logits_and_gradients(name: str) -> None:
     from_data = {key: value for key, value in sizes.items() if key in accepted}
     model: nn.Module = target(**arguments_of(config), **from_data)
 
-    outputs = model.train()(torch.randn(2, 3, size, size))
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    assert all(logits.shape == (2, NUM_CLASSES) for logits in outputs)
-    labels = torch.tensor([0, 3])
-    torch.stack([F.cross_entropy(logits, labels) for logits in outputs]).sum().backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, f"{key} takes no part"
-        assert parameter.grad.isfinite().all(), key
+    images, labels = torch.randn(2, 3, size, size), torch.tensor([0, 3])
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            outputs = model.train()(images)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        assert all(logits.shape == (2, NUM_CLASSES) for logits in outputs)
+        losses = [F.cross_entropy(logits.float(), labels) for logits in outputs]
+        model.zero_grad()
+        torch.stack(losses).sum().backward()
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is not None, f"{key} takes no part"
+            assert parameter.grad.isfinite().all(), key
+
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    saved = {key for key, _ in model.named_buffers()} <= model.state_dict().keys()
+    with torch.device("meta" if saved else "cpu"):  # with nothing of its own
+        twin: nn.Module = target(**arguments_of(config), **from_data)
+    twin.load_state_dict(torch.load(file, weights_only=True), assign=True)
+    with torch.no_grad():
+        assert torch.equal(twin.eval()(images), model.eval()(images))

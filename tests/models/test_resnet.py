@@ -136,15 +136,71 @@ def test_the_other_shortcuts_train(option: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_stage_sizes() -> None:
-    model, sizes = on_meta(ResNet), {}
+# Table 1 of the paper: output side of a 224x224 image; the convolutions of a block, kernel and
+# maps, and how often it stands in networks of 18 and 34 layers; the same for 50, 101 and 152.
+TABLE_1 = """
+conv1   112 | 7x7,64          | 1 1 | 7x7,64                   | 1  1  1
+maxpool  56 |                 | 1 1 |                          | 1  1  1
+conv2_x  56 | 3x3,64  3x3,64  | 2 3 | 1x1,64  3x3,64  1x1,256  | 3  3  3
+conv3_x  28 | 3x3,128 3x3,128 | 2 4 | 1x1,128 3x3,128 1x1,512  | 4  4  8
+conv4_x  14 | 3x3,256 3x3,256 | 2 6 | 1x1,256 3x3,256 1x1,1024 | 6 23 36
+conv5_x   7 | 3x3,512 3x3,512 | 2 3 | 1x1,512 3x3,512 1x1,2048 | 3  3  3
+"""
+NAMES = {"conv2_x": "layer1", "conv3_x": "layer2", "conv4_x": "layer3", "conv5_x": "layer4"}
+COLUMNS = {18: (1, 0), 34: (1, 1), 50: (3, 0), 101: (3, 1), 152: (3, 2)}
+
+
+def rows_of(depth: int) -> list[tuple[str, int, list[str], int]]:
+    """Of a depth's column each layer, its output side, a block's convolutions, their number."""
+    rows, (column, number) = [], COLUMNS[depth]
+    for line in TABLE_1.strip().splitlines():
+        cells = [cell.split() for cell in line.split("|")]
+        name, side = cells[0]
+        rows.append((name, int(side), cells[column], int(cells[column + 1][number])))
+    return rows
+
+
+def convolutions(module: nn.Module) -> list[str]:
+    """`3x3,64` of each, in the order in which they stand, but the shortcuts' own."""
+    return [
+        f"{m.kernel_size[0]}x{m.kernel_size[1]},{m.out_channels}"
+        for name, m in module.named_modules()
+        if isinstance(m, nn.Conv2d) and "downsample" not in name
+    ]
+
+
+@pytest.mark.parametrize("depth", PARAMETERS)
+def test_every_row_of_table_1(depth: int) -> None:
+    model, shapes = on_meta(ResNet, depth=depth), {}
     for name, layer in model.named_children():
         layer.register_forward_hook(
-            lambda _layer, _inputs, output, name=name: sizes.update({name: output.shape[-1]})
+            lambda _layer, _inputs, output, name=name: shapes.update({name: tuple(output.shape)})
         )
     model(torch.empty(1, 3, 224, 224, device="meta"))
-    stages = ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4")
-    assert [sizes[stage] for stage in stages] == [112, 56, 56, 28, 14, 7]  # Table 1
+    rows, layers = rows_of(depth), 0
+    for name, side, block, count in rows:
+        layer = model.get_submodule(NAMES.get(name, name))
+        assert shapes[NAMES.get(name, name)][2:] == (side, side), name
+        assert convolutions(layer) == block * count, name
+        layers += len(block) * count
+    assert layers + 1 == depth  # and the linear layer, after average pooling to one pixel
+    channels = int(rows[-1][2][-1].partition(",")[2])
+    assert (model.fc.in_features, shapes["fc"]) == (channels, (1, 1000))
+
+
+@pytest.mark.parametrize("n", [3, 5, 7, 9, 18])
+def test_every_row_of_the_cifar_table(n: int) -> None:
+    """Section 4.2: 1+2n layers of 16 maps at 32x32, 2n of 32 at 16x16, 2n of 64 at 8x8, 10-way."""
+    model, found = on_meta(ResNetCifar, depth=6 * n + 2), []
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.kernel_size == (3, 3)
+            layer.register_forward_hook(
+                lambda _layer, _inputs, output: found.append(tuple(output.shape[1:]))
+            )
+    assert model(torch.empty(1, 3, 32, 32, device="meta")).shape == (1, 10)
+    rows = [(1 + 2 * n, (16, 32, 32)), (2 * n, (32, 16, 16)), (2 * n, (64, 8, 8))]
+    assert found == [maps for count, maps in rows for _ in range(count)]
 
 
 @torch.no_grad()

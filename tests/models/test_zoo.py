@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from cvtrain import build
+from cvtrain import targets
 from cvtrain.compose import compose_config
 from cvtrain.errors import ConfigError
 from cvtrain.models.zoo import timm_model, torchvision_model
@@ -158,7 +158,7 @@ def test_timm_as_the_command_builds_it() -> None:
     """Its YAML is accepted, and grey images are given to it as they are."""
     config = compose_config(["model=timm", "model.name=tiny_conv", "+model.drop_rate=0.5"]).config
     sizes = {"num_classes": 3, "in_channels": 1, "image_size": 28}
-    model = build.make(config.model.args, nn.Module, key="model", trust=[], **sizes)
+    model = targets.make(config.model.args, nn.Module, key="model", trust=[], **sizes)
     assert model[0].in_channels == 1
     assert model[3].p == 0.5
     assert model[4].out_features == 3

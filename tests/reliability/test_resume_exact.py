@@ -109,6 +109,20 @@ def test_everything_at_once_stopped_within_a_step(
     assert result(case) == uninterrupted(case)
 
 
+@pytest.mark.fault("R1")
+def test_either_phase_of_fine_tuning(files: Case, uninterrupted: Reference) -> None:
+    """The head alone for an epoch and a half of four steps, then everything but one layer."""
+    files.overrides += [
+        *("trainer.head_first=6st", "trainer.after_head=0.5", "model.freeze=[stages.0]"),
+        *("optimizer.layer_decay=0.5", "trainer.ema=0.9"),
+    ]
+    stop(files, at=3)
+    stop(files, at=6, since=3)
+    stop(files, at=9, since=6)
+    files.run("resume=auto")
+    assert result(files) == uninterrupted(files)
+
+
 def test_lines_that_cover_several_steps(mlp: Case, uninterrupted: Reference) -> None:
     """Stopped between two log points, the line of the next one still covers what came before."""
     mlp.overrides += ["trainer.log_every=4st", "trainer.ema=0.9"]
