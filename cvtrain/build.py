@@ -139,7 +139,7 @@ def _frozen(config: Config, source: Source, model: nn.Module, steps: int) -> Fro
     for layer in config.model.freeze:
         still |= parameters_of(model, layer, key="model.freeze")
     until = _in_steps(config.trainer.head_first, steps)
-    head = head_of(config, source, model) if until else set()
+    head = set(head_of(config, source, model)) if until else set()
     frozen = Frozen(still, head, until)
     frozen.check(model)
     if still:
@@ -150,8 +150,10 @@ def _frozen(config: Config, source: Source, model: nn.Module, steps: int) -> Fro
     return frozen
 
 
-def head_of(config: Config, source: Source, model: nn.Module) -> set[str]:
-    """The names of what in a network's state depends on the classes it tells apart."""
+def head_of(config: Config, source: Source, model: nn.Module) -> dict[str, int]:
+    """The names of what in a network's state depends on the classes it tells apart; of each how
+    many rows a further class adds.
+    """
     task = resolve(config.task.args.get("_target_"), Task, config.trust)
     outputs = task.outputs(source.info, config.task.args)
     count, device = _count(outputs, source), torch.device("meta")
@@ -166,8 +168,9 @@ def head_of(config: Config, source: Source, model: nn.Module) -> set[str]:
     finally:
         notes.setLevel(logging.NOTSET)
     if isinstance(outputs, dict):  # those that are not the network's own
-        return model.state_dict().keys() - fewer.keys()
-    return {name for name in fewer if fewer[name].shape != more[name].shape}
+        return dict.fromkeys(model.state_dict().keys() - fewer.keys(), 0)
+    rows = {name: len(more[name]) - len(fewer[name]) for name in fewer if fewer[name].ndim}
+    return {name: count for name, count in rows.items() if count}
 
 
 def _schedule(config: Config, steps_per_epoch: int) -> Schedule:

@@ -141,14 +141,20 @@ def _check_pair(config: schema.Config, chosen: str, extra_dir: Path | None) -> N
         raise ConfigError(f"task={chosen} cannot train on {task} data", "", f"type task={task}")
     if config.model.task == task or (config.model.task, task) in SERVES:
         return
-    folders = [config_dir(), *([extra_dir] if extra_dir else [])]
-    files = [file for folder in folders for file in sorted((folder / "model").glob("*.yaml"))]
-    fitting = ", ".join(f.stem for f in files if f"\ntask: {task}\n" in f"\n{f.read_text()}\n")
+    lists = {"model": task, "data": config.model.task}  # what either could be, for the other
+    fitting = {g: ", ".join(_choices_for(g, its, extra_dir)) for g, its in lists.items()}
+    ways = [f"{group}=NAME with one of {names}" for group, names in fitting.items() if names]
     raise ConfigError(
         f"a {config.model.task} network cannot train on {task} data",
         "model, data",
-        f"type model=NAME with one of {fitting}" if fitting else "no network here can: add a YAML",
+        f"type {', or '.join(ways)}" if ways else "no network here can: add a YAML",
     )
+
+
+def _choices_for(group: str, task: str, extra_dir: Path | None) -> list[str]:
+    folders = [config_dir(), *([extra_dir] if extra_dir else [])]
+    files = [file for folder in folders for file in sorted((folder / group).glob("*.yaml"))]
+    return [f.stem for f in files if f"\ntask: {task}\n" in f"\n{f.read_text()}\n"]
 
 
 def _run_dir(cfg: DictConfig) -> Path:

@@ -1,7 +1,7 @@
 """Runs what depends on the device, a line each, and times training against a bare loop and timm.
 
     python scripts/gpu_check.py                       # on a machine with CUDA
-    python scripts/gpu_check.py --only checks         # or: times
+    python scripts/gpu_check.py --only checks         # or: models, times
     python scripts/gpu_check.py --device cpu --quick  # the script itself, anywhere
 
 Every check trains through the command on small data that it writes. Exit code 1 if one fails.
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_epoch import trainer_of, write_images
+from gpu_models import run_models
 from gpu_times import run_times
 from PIL import Image
 
@@ -204,7 +205,7 @@ def run_checks() -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--only", choices=("checks", "times"))
+    parser.add_argument("--only", choices=("checks", "models", "times"))
     parser.add_argument("--quick", action="store_true", help="small data, to try the script")
     parser.parse_args(namespace=OPTIONS)
     if OPTIONS.device == "cuda" and not torch.cuda.is_available():
@@ -212,9 +213,12 @@ def main() -> int:
         return 1
     name = torch.cuda.get_device_name() if OPTIONS.device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores")
-    failed = run_checks() if OPTIONS.only != "times" else 0
-    if OPTIONS.only != "checks":
-        run_times(torch.device(OPTIONS.device), quick=OPTIONS.quick)
+    device = torch.device(OPTIONS.device)
+    parts = [OPTIONS.only] if OPTIONS.only else ["checks", "models", "times"]
+    failed = run_checks() if "checks" in parts else 0
+    failed += run_models(device, quick=OPTIONS.quick) if "models" in parts else 0
+    if "times" in parts:
+        run_times(device, quick=OPTIONS.quick)
     return int(failed > 0)
 
 

@@ -347,6 +347,7 @@ def test_random_weights_are_said(
     monkeypatch.chdir(tmp_path)
     assert cli.run(["features", "model=cnn", f"source={file}", "layer=fc"]) == 0
     out, err = capsys.readouterr()
-    assert err == "warning: the weights are random; type run=DIR, or init.weights=FILE\n"
+    more = "model.pretrained=imagenet, or init.weights=FILE"
+    assert err == f"warning: the weights are random; type run=DIR, {more}\n"
     assert out == "features.npz: features [1, 8] of fc, 8 classes\n"
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "features.npz"}

@@ -84,7 +84,8 @@ def test_every_network_takes_a_step(
     parts.optimizer.step()
     after = [p.detach() for p in parts.model.parameters()]
     moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
-    assert sum(moved) > 0.9 * len(moved)
+    # timm's residual branches start at zero: behind it nothing moves yet.
+    assert sum(moved) > (0.7 if model == "timm" else 0.9) * len(moved)
     assert all(p.isfinite().all() for p in after)
 
 

@@ -32,7 +32,7 @@ from cvtrain.pretrained.read import published
 RESNET18 = {"depth": 18, "shortcut": "B", "stride_in": "1x1", "stem": "auto"}
 SQUEEZENET = {"name": "squeezenet1_1"}
 NAMES = ResNet18_Weights.DEFAULT.meta["categories"]
-FC = {"fc.weight", "fc.bias"}
+FC = {"fc.weight": 1, "fc.bias": 1}  # rows of a class
 
 
 def randomised(network: nn.Module, images: Tensor) -> nn.Module:
@@ -193,7 +193,7 @@ def test_of_torchvisions_own_networks(
     monkeypatch.setattr(weights.value, "url", f"{server.url}/{path.name}")
     found = read("imagenet", torchvision_model, **SQUEEZENET, dropout=0.1)
     model = torchvision_model(name="squeezenet1_1")
-    head = {"classifier.1.weight", "classifier.1.bias"}
+    head = {"classifier.1.weight": 1, "classifier.1.bias": 1}
     fit(model, found, head=head, classes=NAMES)
     assert same_logits(model, squeezenet, 64, 0)
     # The same file lying elsewhere, or on a mirror, is known by its name.
@@ -398,7 +398,7 @@ def tiny(classes: int = 3, width: int = 4) -> nn.Module:
     return randomised(nn.Sequential(*layers), torch.randn(8, 4))
 
 
-HEAD = {"2.weight", "2.bias"}
+HEAD = {"2.weight": 1, "2.bias": 1}
 WRAPPED = {
     "plain": lambda state: state,
     "model": lambda state: {"model": state, "epoch": 3},
@@ -617,12 +617,14 @@ def test_half_precision_and_what_may_lack() -> None:
 def test_channels_last_stays() -> None:
     old, new = (nn.Sequential(nn.Conv2d(3, 8, 3)) for _ in range(2))
     new.to(memory_format=torch.channels_last)
-    fit(new, Pretrained("x", dict(old.state_dict())), head=set(), classes=["a"])
+    fit(new, Pretrained("x", dict(old.state_dict())), head={}, classes=["a"])
     assert torch.equal(new[0].weight, old[0].weight)
     assert new[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def refused(model: nn.Module, weights: Pretrained, name: str, *texts: str, head: set[str]) -> None:
+def refused(
+    model: nn.Module, weights: Pretrained, name: str, *texts: str, head: dict[str, int]
+) -> None:
     before = copied(model)
     with pytest.raises(CheckpointError) as caught:
         fit(model, weights, head=head, classes=["a", "b"])
@@ -657,3 +659,33 @@ def test_weights_that_do_not_fit() -> None:
     refused(tiny(2), without, "CKPT-MISMATCH", "1.running_mean is missing", head=HEAD)
     endless = Pretrained("x", {**state, "0.bias": torch.full((4,), torch.nan)})
     refused(tiny(2), endless, "CKPT-CORRUPT", "0.bias is not finite", head=HEAD)
+
+
+def test_rows_of_a_detectors_head() -> None:
+    """Scores and boxes of a class, the background first; or the classes of one anchor each."""
+
+    def head(classes: int) -> nn.Module:
+        names = ("cls_score", "bbox_pred", "cls_logits")
+        return nn.ModuleDict(
+            {n: nn.Linear(2, k * classes) for n, k in zip(names, (1, 4, 3), strict=True)}
+        )
+
+    rows = {"cls_score": 1, "bbox_pred": 4, "cls_logits": 3}
+    old, new = head(4), head(3)
+    before = {name: tensor.clone() for name, tensor in new.state_dict().items()}
+    known = ("__background__", "ant", "bee", "cat")
+    weights = Pretrained("x", dict(old.state_dict()), known)
+    names = {f"{n}.{kind}": count for n, count in rows.items() for kind in ("weight", "bias")}
+    lines = fit(new, weights, head=names, classes=["__background__", "cat", "dog"])
+    assert "2 kept by name (__background__, cat), 1 new" in lines[0]
+    for layer, count in rows.items():
+        theirs, ours = old[layer].weight, new[layer].weight
+        for ours_at, theirs_at in ((0, 0), (1, 3)):  # background, cat
+            for part in range(count):
+                if layer == "cls_logits":
+                    assert torch.equal(ours[part * 3 + ours_at], theirs[part * 4 + theirs_at])
+                else:
+                    at, of = count * ours_at + part, count * theirs_at + part
+                    assert torch.equal(ours[at], theirs[of])
+        dog = [p * 3 + 2 if layer == "cls_logits" else 2 * count + p for p in range(count)]
+        assert torch.equal(ours[dog], before[f"{layer}.weight"][dog])

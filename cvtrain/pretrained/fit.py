@@ -1,7 +1,7 @@
 """Weights into a network of other classes: the body whole, the head's rows by name."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +12,27 @@ from cvtrain.pretrained.read import Pretrained
 
 COUNTER = "num_batches_tracked"  # of batch norm; only its momentum=None reads it
 SHOWN = 5  # of a long list
+# Layers of torchvision's one-stage detectors that hold the classes of one anchor after another.
+BY_ANCHOR = ("cls_logits", "classification_head")
 
 
 def fit(
     model: nn.Module,
     weights: Pretrained,
     *,
-    head: set[str],
+    head: Mapping[str, int],
     classes: Sequence[str],
     names: Sequence[str] = (),
 ) -> list[str]:
     """Load in place, all or nothing. Returns lines to say: what is loaded, new and left.
 
-    `head` are the names of the tensors whose shape goes by the number of classes; `names` is how
-    `classes` are shown. Raises CheckpointError (CKPT-MISMATCH, CKPT-CORRUPT).
+    `head` are the names of the tensors whose shape goes by the number of classes, each with the
+    rows of one class; `names` is how `classes` are shown. Of a detector the first class is the
+    background. Raises CheckpointError (CKPT-MISMATCH, CKPT-CORRUPT).
     """
     own: dict[str, Tensor] = model.state_dict()
     left = _left(own, weights)
-    _check(own, weights, head, left)
+    _check(own, weights, set(head), left)
     rows = _rows(weights.classes, classes, names or classes)
     loaded, said = 0, dict[str, str]()  # of a head's tensor, what becomes of it
     with torch.no_grad():
@@ -41,9 +44,10 @@ def fit(
                     loaded += 1
             elif theirs is None or theirs.shape[1:] != tensor.shape[1:]:
                 said[name] = "new"
-            elif len(weights.classes) == len(theirs) and len(classes) == len(tensor):
+            elif _fits(tensor, classes, head[name]) and _fits(theirs, weights.classes, head[name]):
                 if rows:
-                    tensor[list(rows)] = theirs[list(rows.values())].to(tensor)
+                    new = _by_class(theirs, name, head[name])[list(rows.values())]
+                    _by_class(tensor, name, head[name])[list(rows)] = new.to(tensor)
                 said[name] = _by_name(rows, classes)
             elif not weights.classes and theirs.shape == tensor.shape:
                 tensor.copy_(theirs)
@@ -51,7 +55,18 @@ def fit(
             else:
                 said[name] = "new"
     model.load_state_dict(own)  # a network on two devices gives copies
-    return _lines(weights, loaded, said, own, left, head)
+    return _lines(weights, loaded, said, own, left, set(head))
+
+
+def _fits(tensor: Tensor, classes: Sequence[str], rows: int) -> bool:
+    return bool(classes) and len(tensor) == rows * len(classes)
+
+
+def _by_class(tensor: Tensor, name: str, rows: int) -> Tensor:
+    """The same values as `[classes, rows, ...]`."""
+    if any(word in name for word in BY_ANCHOR):
+        return tensor.view(rows, -1, *tensor.shape[1:]).transpose(0, 1)
+    return tensor.view(-1, rows, *tensor.shape[1:])
 
 
 def _rows(known: Sequence[str], classes: Sequence[str], names: Sequence[str]) -> dict[int, int]:

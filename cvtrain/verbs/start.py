@@ -22,6 +22,8 @@ from cvtrain.targets import resolve
 
 log = logging.getLogger(__name__)
 
+BACKGROUND = "__background__"  # as torchvision names it
+
 
 @dataclass(frozen=True)
 class Start:
@@ -69,9 +71,13 @@ class Start:
             log.info("weights of %s%s", init.weights, f"; new: {', '.join(left)}" if left else "")
         elif self.pretrained is not None:
             head = head_of(config, source, model)
-            for line in fit(
-                model, self.pretrained, head=head, classes=info.classes, names=info.shown
-            ):
+            classes, shown, weights = info.classes, info.shown, self.pretrained
+            if config.model.task == "detection":  # its first class is no class of the data
+                classes, shown = (BACKGROUND, *classes), (BACKGROUND, *shown)
+                known = weights.classes
+                known = known if known[:1] in ((), (BACKGROUND,)) else (BACKGROUND, *known)
+                weights = replace(weights, classes=known)
+            for line in fit(model, weights, head=head, classes=classes, names=shown):
                 log.info(line)
 
 

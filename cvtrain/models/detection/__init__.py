@@ -1,0 +1,1 @@
+"""Detectors: networks that find any number of objects, each with its box."""
