@@ -63,7 +63,7 @@ def make_loader(
     views = getattr(split, "views", 1)  # of each sample in evaluation
     order = Order(
         samples=len(split) if chosen is None else len(chosen),
-        batch_size=config.data.batch_size if train else max(1, config.eval.batch_size // views),
+        batch_size=config.data.batch_size if train else max(1, _at_once(config) // views),
         train=train,
         seed=config.seed,
         accumulate=config.trainer.accumulate if train else 1,
@@ -71,6 +71,7 @@ def make_loader(
         world_size=ranks.world_size,
         chosen=chosen,
         weights=_balance(split, chosen) if train and balanced else None,
+        groups=getattr(split, "groups", None) if train else None,
     )
     _check_steps(order, config, ranks)
     if isinstance(split, Dataset):
@@ -83,6 +84,12 @@ def make_loader(
     if isinstance(split, Arrays) and native < size <= 1.25 * native:
         split = split.padded(size)
     return ArrayLoader(split.to(device), order)
+
+
+def _at_once(config: Config) -> int:
+    """Images of an evaluation batch; those of detection are large."""
+    detection = config.data.task == "detection"
+    return config.eval.batch_size or (config.data.batch_size if detection else 256)
 
 
 def _balance(split: Any, chosen: torch.Tensor | None) -> torch.Tensor:

@@ -120,6 +120,7 @@ class ModelConfig:
     task: str = "classification"
     input: str = "any"  # any | min N | fixed N, in pixels
     pretrained: str | None = None  # imagenet, the name of published weights, or a file
+    pretrained_backbone: str | None = None  # the same, of the classifier that a detector is made of
     freeze: list[str] = field(default_factory=list)  # layers, by name or pattern
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -186,7 +187,7 @@ class EvalConfig:
     split: EvalSplit = EvalSplit.val
     views: Views = Views.one_crop
     scales: list[int] | None = None  # pixels of the short side, one after the other
-    batch_size: int = number(256, low=1)
+    batch_size: int | None = number(None, low=1)  # null: 256, in detection as in training
     max_batches: int | None = number(None, low=1)
 
 

@@ -10,7 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from cvtrain.config import AUGMENT, AUGMENT_KEY, GROUPS, config_dir, flat, options
 
 # Their right-hand sides are paths, which Hydra's grammar would refuse for a bracket or a space.
-PATH_KEYS = ("data_dir", "data.root", "resume", "init.weights", "model.pretrained", "hydra.run.dir")
+PATH_KEYS = (
+    *("data_dir", "data.root", "resume", "init.weights", "hydra.run.dir"),
+    *("model.pretrained", "model.pretrained_backbone"),
+)
+
+# What is not typed, where the defaults are of another task.
+PARTNERS = {"detection": {"model": "faster_rcnn_tiny", "data": "shapes_boxes"}}
 
 
 def with_recipe(
@@ -19,6 +25,9 @@ def with_recipe(
     """What was typed, ready for Hydra and with its recipe; the recipe's name and what it sets."""
     overrides = [_quote_path(with_augment_key(text)) for text in overrides]
     typed = {key: value for key, _, value in (text.partition("=") for text in overrides)}
+    if typed.get("recipe", "none") == "none":
+        overrides += [f"{k}={v}" for k, v in partner_of(typed, extra_dir).items()]
+        typed = {key: value for key, _, value in (text.partition("=") for text in overrides)}
     recipe = typed.get("recipe") or _recipe_of_the_pair(typed, extra_dir)
     # What debug chooses stands in for the recipe's as what was typed does.
     debug = _load("debug", typed.get("debug", "none"), extra_dir)
@@ -27,6 +36,15 @@ def with_recipe(
     task = task_of_data({**_default_choices(), **sets, **typed}, extra_dir)
     final = [*rest, f"recipe={name}", *([f"task={task}"] if task and "task" not in typed else [])]
     return final, recipe, sets
+
+
+def partner_of(typed: dict[str, str], extra_dir: Path | None) -> dict[str, str]:
+    """Beside a detector typed alone the embedded data of its task; beside such data a network."""
+    for group, other in (("model", "data"), ("data", "model")):
+        task = _load(group, typed.get(group, ""), extra_dir).get("task")
+        if other not in typed and task in PARTNERS:
+            return {other: PARTNERS[task][other]}
+    return {}
 
 
 def task_of_data(choices: dict[str, Any], extra_dir: Path | None) -> str | None:

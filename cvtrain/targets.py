@@ -11,9 +11,9 @@ from typing import Any
 
 from cvtrain.config import ALLOWED_PACKAGES, below
 from cvtrain.errors import ConfigError, nearest, refused_target
-from cvtrain.models.zoo import timm_model, torchvision_model
+from cvtrain.models.zoo import timm_model, torchvision_detector, torchvision_model
 
-FACTORIES: tuple[Callable[..., Any], ...] = (torchvision_model, timm_model)
+FACTORIES: tuple[Callable[..., Any], ...] = (torchvision_model, torchvision_detector, timm_model)
 
 
 def resolve(target: object, kind: type | tuple[type, ...], trust: list[str]) -> Any:

@@ -64,10 +64,19 @@ def test_the_checkout_is_what_is_tested() -> None:
     assert {path.parent.name for path in CONFIGS.glob("*/*.yaml")} == {*GROUPS, AUGMENT}
 
 
+def partners(group: str, name: str) -> list[str]:
+    """Model and data of the same task, where those of the default are of another."""
+    if group not in ("model", "data", "task"):
+        return []
+    kind = name if group == "task" else read(group, name)["task"]
+    others = {g: [n for n in options(g) if read(g, n)["task"] == kind] for g in ("model", "data")}
+    alike = kind != "classification"
+    return [f"{g}={names[0]}" for g, names in others.items() if g != group and names and alike]
+
+
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=map("/".join, CHOICES))
 def test_every_choice_composes(group: str, name: str) -> None:
-    fitting = [d for d in options("data") if group == "task" and read("data", d)["task"] == name]
-    composed = compose_config([f"{group}={name}", *(f"data={d}" for d in fitting[:1])])
+    composed = compose_config([f"{group}={name}", *partners(group, name)])
     assert composed.choices[group] == name
     if group != "recipe":
         stored = yaml.safe_load(composed.text)
@@ -122,6 +131,8 @@ def test_yaml_lists_every_argument_of_its_target(group: str, name: str) -> None:
 
 
 AUGMENTS = [name for name in options(AUGMENT) if name != "none"]
+# Of images with boxes only, or of a size of their own: tests/data/test_detection_data.py.
+OF_BOXES = {"scale_jitter_boxes", "large_scale_jitter", "iou_crop", "zoom_out"}
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
@@ -133,6 +144,8 @@ def test_every_augmentation_joins_and_builds(name: str) -> None:
     assert node.keys() - {"_target_"} <= parameters.keys()
     given = {"num_classes": 10}
     sorted_ = Augmentations.sort([targets.make(node, object, key=name, trust=[], **given)])
+    if name in OF_BOXES:
+        return
     batch = ClassificationBatch(
         torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.arange(4), torch.arange(4)
     )
@@ -290,7 +303,8 @@ def test_recipe_file(name: str) -> None:
     assert "published" in recipe or len(re.findall("(?m)^#", text)) > 1
     if "published" in recipe:
         assert recipe["published"]["source"]
-        assert recipe["published"]["top1_err"] > 0
+        figures = [recipe["published"].get(name) for name in ("top1_err", "mAP")]
+        assert any(figure and figure > 0 for figure in figures)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,17 +18,23 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, SqueezeNet1_1_Weights, densenet
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.vision_transformer import MLPBlock
+from torchvision.ops import FrozenBatchNorm2d
 
+from cvtrain.compose import compose_config
 from cvtrain.data import download
 from cvtrain.engine.checkpoint import Checkpoints
 from cvtrain.errors import CheckpointError, ConfigError, CvtrainError, DataError, MachineError
+from cvtrain.models import zoo
 from cvtrain.models.resnet import ResNet
 from cvtrain.models.vgg import VGG
 from cvtrain.models.xception import SamePool, Xception
-from cvtrain.models.zoo import timm_model, torchvision_model
-from cvtrain.pretrained import Pretrained, fit, read_pretrained
-from cvtrain.pretrained.read import published
+from cvtrain.models.zoo import timm_model, torchvision_detector, torchvision_model
+from cvtrain.pretrained import Pretrained, fit, fit_body, origin_of, read_pretrained
+from cvtrain.pretrained.read import _of_torchvision, published
+from cvtrain.targets import resolve
 
 RESNET18 = {"depth": 18, "shortcut": "B", "stride_in": "1x1", "stem": "auto"}
 SQUEEZENET = {"name": "squeezenet1_1"}
@@ -689,3 +696,97 @@ def test_rows_of_a_detectors_head() -> None:
                     assert torch.equal(ours[at], theirs[of])
         dog = [p * 3 + 2 if layer == "cls_logits" else 2 * count + p for p in range(count)]
         assert torch.equal(ours[dog], before[f"{layer}.weight"][dog])
+
+
+DETECTORS = {
+    "faster_rcnn_resnet50_c4": ("resnet50", "layer4.2.conv3.weight", "body.layer4.2.conv3.weight"),
+    "fasterrcnn_resnet50_fpn": (
+        *("resnet50", "layer1.0.conv1.weight"),
+        "backbone.body.layer1.0.conv1.weight",
+    ),
+    "torchvision_detector": (
+        *("mobilenet_v3_large", "features.0.0.weight"),
+        "backbone.body.0.0.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_backbones_weights(name: str, tmp_path: Path) -> None:
+    """A classifier's file into the detector that is built on it; the rest stays as it was."""
+    network, theirs, ours = DETECTORS[name]
+    classifier = torchvision.models.get_model(network, weights=None)
+    torch.save(classifier.state_dict(), tmp_path / "w.pth")
+    small = "model.name=fasterrcnn_mobilenet_v3_large_fpn"
+    more = [small] if name == "torchvision_detector" else []
+    args = compose_config([f"model={name}", "data=coco", *more]).config.model.args
+    target = resolve(args["_target_"], nn.Module, [])
+    origin = origin_of(target, args)
+    weights = read_pretrained(
+        str(tmp_path / "w.pth"), target=origin.target, arguments=origin.arguments
+    )
+    model = target(num_classes=3, **{k: v for k, v in args.items() if k != "_target_"})
+    head = {n: t.clone() for n, t in model.state_dict().items() if not n.startswith(origin.ours)}
+    [line] = fit_body(model, weights, origin)
+    assert f"loaded into {origin.ours[:-1]}" in line
+    state = model.state_dict()
+    assert torch.equal(state[ours], classifier.state_dict()[theirs])
+    assert all(torch.equal(state[n], t) for n, t in head.items())
+
+
+def test_a_detector_without_a_classifiers_layers() -> None:
+    args = compose_config(["model=faster_rcnn_tiny", "data=coco"]).config.model.args
+    with pytest.raises(ConfigError, match="has no backbone of a classifier's layers"):
+        origin_of(resolve(args["_target_"], nn.Module, []), args)
+
+
+def test_a_published_detector(tmp_path: Path) -> None:
+    """As torchvision publishes it: older names, batch norm that stands still, an epsilon of 0."""
+    name = "fasterrcnn_resnet50_fpn"
+    weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    reference = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    zoo.freeze_norm(reference.backbone)
+    overwrite_eps(reference, 0.0)
+    for module in reference.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_var.uniform_(1e-6, 1e-4)  # where it matters
+            module.weight.fill_(0.01)
+    older = {
+        re.sub(r"(inner_blocks\.\d|layer_blocks\.\d|rpn\.head\.conv\.0)\.0", r"\1", key): value
+        for key, value in reference.state_dict().items()
+    }
+    older = {key.replace("rpn.head.conv.0.", "rpn.head.conv."): v for key, v in older.items()}
+    torch.save(older, tmp_path / "w.pth")
+    options = {"name": name}
+    found = _of_torchvision(weights, tmp_path / "w.pth", torchvision_detector, options, {})
+    assert (found.classes[:2], len(found.classes)) == (("__background__", "person"), 91)
+    model = torchvision_detector(name=name, num_classes=3, frozen_norm=True)
+    rows = {f"roi_heads.box_predictor.cls_score.{kind}": 1 for kind in ("weight", "bias")}
+    rows |= {f"roi_heads.box_predictor.bbox_pred.{kind}": 4 for kind in ("weight", "bias")}
+    [line] = fit(model, found, head=rows, classes=["__background__", "dog", "toad"])
+    assert "2 kept by name (__background__, dog), 1 new" in line
+    predictor = reference.roi_heads.box_predictor
+    dog = found.classes.index("dog")
+    boxes = model.roi_heads.box_predictor.bbox_pred.weight
+    assert torch.equal(boxes[4:8], predictor.bbox_pred.weight[4 * dog : 4 * dog + 4])
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        pairs = zip(
+            model.eval().backbone(image).values(),
+            reference.eval().backbone(image).values(),
+            strict=True,
+        )
+        for ours, theirs in pairs:
+            assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+
+
+def test_words_of_a_detector() -> None:
+    args = {"_target_": "x", "name": "fasterrcnn_resnet50_fpn"}
+    with pytest.raises(ConfigError, match=r"type coco, COCO_V1"):
+        read_pretrained("imagenet", target=torchvision_detector, arguments=args)
+    assert published(torchvision_detector, {"name": "fcos_resnet50_fpn"}) == (
+        "FCOS_ResNet50_FPN_Weights.COCO_V1",
+        {"frozen_norm": True},
+    )
+    with pytest.raises(ConfigError, match="no such detector"):
+        published(torchvision_detector, {"name": "fasterrcn"})

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 TINY_SHAPES = ("data.size=16", "data.train_per_class=4", "data.val_per_class=2")
 TINY_TABLE = ("data.size=16", "data.train=40", "data.val=16")
 TINY_DRAWN = {"shapes": TINY_SHAPES, "shapes_labels": TINY_TABLE, "shapes_box": TINY_TABLE}
+TINY_DRAWN |= {"shapes_boxes": ("data.size=64", "data.train=16", "data.val=6")}
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -118,6 +120,44 @@ def write_table(root: Path, *, boxes: bool, count: int = 36) -> None:
         (root / f"{split}.csv").write_text("\n".join(rows) + "\n")
 
 
+def write_objects(root: Path, *, count: int = 12, size: tuple[int, int] = (64, 48)) -> None:
+    """`root/{train,val}`: images with a bright rectangle and a dark one each, wide and tall ones,
+    every fourth empty; as COCO (`annotations/*.json`) and as VOC (`Annotations/*.xml`).
+    """
+    rng, names = np.random.default_rng(0), ("car", "dog")
+    for folder in ("annotations", "Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val"):
+        (root / split).mkdir()
+        images, annotations, stems = [], [], []
+        for number in range(1, count + 1):
+            width, height = size if number % 3 else size[::-1]
+            pixels = rng.integers(90, 140, (height, width, 3), dtype=np.uint8)
+            boxes = [] if number % 4 == 0 else [(4, 6, 16 + number, 20), (30, 24, 12, 9 + number)]
+            xml = ""
+            for label, (left, top, across, down) in enumerate(boxes):
+                pixels[top : top + down, left : left + across] = 250 * (1 - label)
+                box = [left, top, min(across, width - left), min(down, height - top)]
+                annotations.append({"bbox": box, "image_id": number, "category_id": 7 + label})
+                edges = (box[0] + 1, box[1] + 1, box[0] + box[2], box[1] + box[3])
+                keys = ("xmin", "ymin", "xmax", "ymax")
+                corners = "".join(f"<{k}>{v}</{k}>" for k, v in zip(keys, edges, strict=True))
+                xml += f"<object><name>{names[label]}</name><bndbox>{corners}</bndbox></object>"
+            stem = f"{split}{number:03}"
+            Image.fromarray(pixels).save(root / split / f"{stem}.jpg", quality=95)
+            shutil.copy(root / split / f"{stem}.jpg", root / "JPEGImages")
+            (root / f"Annotations/{stem}.xml").write_text(f"<annotation>{xml}</annotation>")
+            stems.append(stem)
+            said = {"file_name": f"{stem}.jpg", "width": width, "height": height}
+            images.append({"id": number, **said})
+        (root / f"ImageSets/Main/{split}.txt").write_text("\n".join(stems))
+        for number, annotation in enumerate(annotations):
+            annotation |= {"id": number, "iscrowd": 0, "area": 100.0, "segmentation": []}
+        categories = [{"id": 7 + label, "name": name} for label, name in enumerate(names)]
+        top = {"images": images, "annotations": annotations, "categories": categories}
+        (root / f"annotations/{split}.json").write_text(json.dumps(top))
+
+
 def write_data(name: str, root: Path) -> list[str]:
     """Tiny data for `data=NAME` below `root`; what to type besides. One line for a new data set."""
     if name in ("mnist", "fashion_mnist"):
@@ -132,6 +172,13 @@ def write_data(name: str, root: Path) -> list[str]:
         write_images(root / name)
     elif name in ("csv", "csv_box"):
         write_table(root / name, boxes=name == "csv_box")
+    elif name == "coco":
+        write_objects(root / name)
+        splits = [f"data.{s}_json=annotations/{s}.json" for s in ("train", "val")]
+        return [f"data_dir={root}", *splits, "data.train_dir=train", "data.val_dir=val"]
+    elif name == "voc":
+        write_objects(root / "VOCdevkit")
+        return [f"data_dir={root}", "data.train_sets=[train]", "data.val_sets=[val]"]
     return [f"data_dir={root}", *TINY_DRAWN.get(name, ())]
 
 

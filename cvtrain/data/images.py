@@ -110,10 +110,23 @@ def read_box(path: Path, header: Header, box: Box, size: int) -> Tensor:
 
 def read_boxes(path: Path, header: Header, boxes: list[Box], size: int) -> list[Tensor]:
     """Several boxes of an image that is decoded once, as finely as the smallest needs."""
+    factor = min(int(min(box[2] - box[0], box[3] - box[1]) / size) for box in boxes)
+    pixels = _read(path, header, factor)
+    return [resized(pixels, box, header, size, size) for box in boxes]
+
+
+def read_image(path: Path, header: Header, height: int, width: int) -> Tensor:
+    """uint8 `[height, width, 3]` of the whole upright image. Raises DataError (BAD-IMAGE)."""
+    pixels = _read(path, header, int(min(header.height / height, header.width / width)))
+    return resized(pixels, (0, 0, header.width, header.height), header, height, width)
+
+
+def _read(path: Path, header: Header, factor: int) -> Tensor:
+    """uint8 `[H, W, 3]`, of a JPEG reduced by no more than `factor`."""
     try:
-        factor = min(int(min(box[2] - box[0], box[3] - box[1]) / size) for box in boxes)
-        plain = header.plain
-        pixels = _decode(path) if plain and factor < 2 else _decode_scaled(path, factor, plain)
+        if header.plain and factor < 2:
+            return _decode(path)
+        return _decode_scaled(path, factor, header.plain)
     except (BadImage, RuntimeError, OSError) as error:
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         why = re.sub(r"^\w+, \S+:\d+, ", "", why)  # where in torchvision's source
@@ -123,7 +136,6 @@ def read_boxes(path: Path, header: Header, boxes: list[Box], size: int) -> list[
             "replace the file, or type data.on_bad=skip to leave such files out",
             name="BAD-IMAGE",
         ) from error
-    return [resized(pixels, box, header, size) for box in boxes]
 
 
 def _decode(path: Path) -> Tensor:
@@ -144,8 +156,8 @@ def _decode_scaled(path: Path, factor: int, plain: bool) -> Tensor:
         return torch.from_numpy(np.array(rgb))
 
 
-def resized(pixels: Tensor, box: Box, header: Header, size: int) -> Tensor:
-    """The box of `[H, W, 3]`, which may be smaller than the image of the header, at `size`.
+def resized(pixels: Tensor, box: Box, header: Header, height: int, width: int) -> Tensor:
+    """The box of `[H, W, 3]`, which may be smaller than the image of the header, at that size.
 
     Bilinear and antialiased, as torchvision and Pillow have it, on the nearest whole pixels.
     """
@@ -155,12 +167,12 @@ def resized(pixels: Tensor, box: Box, header: Header, size: int) -> Tensor:
     top = min(round(box[1] / down), pixels.shape[0] - 1)
     right, bottom = max(round(box[2] / across), left + 1), max(round(box[3] / down), top + 1)
     part = pixels[top:bottom, left:right]
-    if part.shape[:2] == (size, size):
+    if part.shape[:2] == (height, width):
         return part.contiguous()
     image = part.permute(2, 0, 1)[None]
     if not image.is_contiguous(memory_format=torch.channels_last):
         image = image.contiguous(memory_format=torch.channels_last)
-    done = F.interpolate(image, (size, size), mode="bilinear", antialias=True)
+    done = F.interpolate(image, (height, width), mode="bilinear", antialias=True)
     return done[0].permute(1, 2, 0).contiguous()
 
 

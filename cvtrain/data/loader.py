@@ -41,7 +41,9 @@ class Order:
     Training shuffles and drops the last, smaller step; evaluation does neither, so each sample is
     seen once, on one process, never padded. `chosen` (int64 `[samples]`) are the ones of a larger
     split that are used at all. With `weights` (`[samples]`) training draws in their proportions,
-    with replacement, so that a sample can come several times an epoch, or not at all.
+    with replacement, so that a sample can come several times an epoch, or not at all. With `groups`
+    (int64, of every sample of the split) a step of training holds samples of one group, as far as
+    that goes: one step for each further group may be mixed.
     """
 
     samples: int
@@ -53,6 +55,7 @@ class Order:
     world_size: int = 1
     chosen: Tensor | None = None
     weights: Tensor | None = None
+    groups: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -71,14 +74,34 @@ class Order:
 
     def _order(self, epoch: int) -> Tensor:
         order = torch.arange(self.samples)
+        generator = torch.Generator().manual_seed(seed_for(self.seed, "order", epoch))
         if self.train:
-            generator = torch.Generator().manual_seed(seed_for(self.seed, "order", epoch))
             order = (
                 torch.randperm(self.samples, generator=generator)
                 if self.weights is None
                 else self.weights.multinomial(self.samples, replacement=True, generator=generator)
             )
-        return order if self.chosen is None else self.chosen[order]
+        order = order if self.chosen is None else self.chosen[order]
+        if self.groups is None or not self.train:
+            return order
+        return self._grouped(order, self.groups[order], generator)
+
+    def _grouped(self, order: Tensor, groups: Tensor, generator: torch.Generator) -> Tensor:
+        """The same samples: steps of one group each, then those that are left, all shuffled.
+
+        What is dropped at the end is what came last, whatever its group.
+        """
+        size, whole, left = self.batch_size, [], []
+        for group in groups.unique():
+            places = (groups == group).nonzero()[:, 0]
+            end = len(places) - len(places) % size
+            whole.append(places[:end])
+            left.append(places[end:])
+        rest = torch.cat(left).sort().values
+        end = len(rest) - len(rest) % size
+        steps = torch.cat([*whole, rest[:end]]).view(-1, size)
+        shuffled = steps[torch.randperm(len(steps), generator=generator)]
+        return order[torch.cat([shuffled.flatten(), rest[end:]])]
 
     def parts(self, together: Tensor) -> tuple[Tensor, ...]:
         """Of a whole step's rows, this process's, cut into its micro-batches."""

@@ -29,7 +29,7 @@ class Shapes(ImageFolder):
     ) -> None:
         # Named by what is drawn, so that other settings never meet these images.
         folder = Path(root) / f"v{VERSION}-{size}px-{train_per_class}-{val_per_class}"
-        _drawn(
+        drawn(
             folder,
             len(CLASSES) * (train_per_class + val_per_class),
             lambda: draw_folder(
@@ -69,7 +69,7 @@ class ShapesBox(CsvBoxes):
 
 def _table(root: Path, kind: str, size: int, train: int, val: int) -> Path:
     folder = root / f"v{VERSION}-{size}px-{train}-{val}"
-    _drawn(
+    drawn(
         folder,
         train + val,
         lambda: draw_table(folder, kind=kind, size=size, train=train, val=val),
@@ -77,7 +77,7 @@ def _table(root: Path, kind: str, size: int, train: int, val: int) -> Path:
     return folder
 
 
-def _drawn(folder: Path, images: int, draw: Callable[[], None]) -> None:
+def drawn(folder: Path, images: int, draw: Callable[[], None]) -> None:
     """Draw the folder if it is not there. Raises MachineError (NOT-WRITABLE)."""
     if folder.is_dir():
         return

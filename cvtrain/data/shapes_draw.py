@@ -89,15 +89,19 @@ def place_shape(rng: Generator, name: str, reach: tuple[float, float] = _RADIUS)
     return PlacedShape(name, x, y, radius, angle=rng.uniform(0, 2 * np.pi))
 
 
+def outlines(shape: PlacedShape) -> list[FloatArray]:
+    """Its corners (n, 2) as fractions of the image side, then those of the holes in it."""
+    cos, sin = np.cos(shape.angle), np.sin(shape.angle)
+    turned = np.array([[cos, sin], [-sin, cos]])
+    return [(shape.x, shape.y) + shape.radius * o @ turned for o in _OUTLINES[shape.name]]
+
+
 def draw_mask(shape: PlacedShape, size: int) -> FloatArray:
     """The fraction (size, size) of every pixel that `shape` covers, 0 to 1."""
     fine = size * _OVERSAMPLING
     canvas = Image.new("L", (fine, fine))
     pen = ImageDraw.Draw(canvas)
-    cos, sin = np.cos(shape.angle), np.sin(shape.angle)
-    turned = np.array([[cos, sin], [-sin, cos]])
-    for n, outline in enumerate(_OUTLINES[shape.name]):
-        corners = (shape.x, shape.y) + shape.radius * outline @ turned
+    for n, corners in enumerate(outlines(shape)):
         # Pillow counts from the centre of the first pixel, the fractions from its corner.
         pen.polygon((corners * fine - 0.5).ravel().tolist(), fill=0 if n else 255)
     return np.asarray(canvas.reduce(_OVERSAMPLING), dtype=np.float64) / 255
@@ -165,7 +169,7 @@ def draw_folder(
 
     Raises OSError if `root` cannot be written or is something other than a data set.
     """
-    with _appearing(root) as draft:
+    with appearing(root) as draft:
         for split, count in (("train", train_per_class), ("val", val_per_class)):
             for name in CLASSES:
                 folder = draft / split / name
@@ -175,7 +179,7 @@ def draw_folder(
 
 
 @contextmanager
-def _appearing(root: Path) -> Iterator[Path]:
+def appearing(root: Path) -> Iterator[Path]:
     """A folder to draw in, which then becomes `root` at once, unless there is a data set by now."""
     # Beside the first folder that is to be made, so that nothing is left of a draw that ends early.
     place = next(folder for folder in root.absolute().parents if folder.is_dir())
@@ -187,7 +191,7 @@ def _appearing(root: Path) -> Iterator[Path]:
         try:
             draft.rename(root)
         except OSError:
-            if not (root / "val").is_dir():
+            if not any((root / name).is_dir() for name in ("val", "annotations")):
                 raise
 
 
@@ -229,7 +233,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[Generator, int, int], Sample]
 def draw_table(root: Path, *, kind: str, size: int, train: int, val: int, seed: int = 0) -> None:
     """Writes the data set `kind` of TABLES, of so many images, as `draw_folder` does."""
     columns, sample = TABLES[kind]
-    with _appearing(root) as draft:
+    with appearing(root) as draft:
         for split, count in (("train", train), ("val", val)):
             (draft / split).mkdir(parents=True)
             with (draft / f"{split}.csv").open("w", newline="") as file:

@@ -112,7 +112,7 @@ def draw_curves(lines: list[dict[str, Any]], path: Path, *, primary: str) -> Non
         figure.savefig(temporary, dpi=110, format="png")
 
 
-PER_CENT = re.compile(r"(^|_)(err|iou)$")
+PER_CENT = re.compile(r"(^|_)(err|iou|(mAP|AR)\d*(_(small|medium|large))?)$")
 TIMES = {"data": "data", "compute": "compute", "eval": "evaluation", "save": "saving"}
 SETTINGS = (
     *("model.", "task.", "optimizer.", "scheduler.", "seed", "data.batch_size"),

@@ -1,18 +1,27 @@
-"""Any classification network of torchvision or timm by its name, with random weights.
+"""Any network of torchvision, and any classifier of timm, by its name, with random weights.
 
 Differs: GoogLeNet and Inception v3 come without their auxiliary heads unless `aux_logits` asks for
 them. torchvision's own departures from the papers (batch norm and 3x3 kernels in GoogLeNet's 5x5
 branch, AlexNet of "one weird trick") stay; our own files of those names follow the papers.
+Detectors neither normalise nor resize, which the data do, but for SSD's two, which are made for
+one size: those still stretch an image to 300x300 (320x320), without antialiasing. Batch norm is
+live unless `frozen_norm`: that of published weights stands still, its scales and shifts are no
+parameters (53,120 of ResNet-50).
 """
 
 import difflib
 import importlib
+import inspect
+from functools import partial
 from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
+from torchvision.models import detection
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from cvtrain.errors import ConfigError
 
@@ -21,6 +30,22 @@ WITHOUT_HEADS = {"aux_logits": False, "init_weights": True}
 AUX_HEADS = {"googlenet": 2, "inception_v3": 1}  # with aux_logits=True
 # Options of timm that would load a file or fetch one.
 LOADING = ("pretrained", "checkpoint_path", "cache_dir")
+# Options of torchvision's detectors that other keys stand for.
+ELSEWHERE = {
+    **dict.fromkeys(("weights", "weights_backbone"), "model.pretrained or init.weights"),
+    **dict.fromkeys(("min_size", "max_size", "size"), "data.image_size"),
+    **dict.fromkeys(("image_mean", "image_std"), "data.mean and data.std"),
+    "trainable_backbone_layers": "model.freeze",
+}
+TWO_STAGES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
+# The losses of torchvision's detectors, by the class of the network.
+LOSSES = {
+    "FasterRCNN": TWO_STAGES,
+    "MaskRCNN": (*TWO_STAGES, "loss_mask"),
+    "RetinaNet": ("classification", "bbox_regression"),
+    "FCOS": ("classification", "bbox_regression", "bbox_ctrness"),
+    "SSD": ("bbox_regression", "classification"),
+}
 
 
 def fixed_options(name: str, *, image_size: int) -> dict[str, Any]:
@@ -42,10 +67,10 @@ def try_size(network: nn.Module, *, image_size: int, in_channels: int = 3) -> No
     network.train()
 
 
-def unknown(library: str, name: str, valid: list[str]) -> ConfigError:
+def unknown(library: str, name: str, valid: list[str], what: str = "classifier") -> ConfigError:
     nearest = difflib.get_close_matches(name.lower(), valid, n=3, cutoff=0.0)
     fix = f"the nearest are {', '.join(nearest)}"
-    return ConfigError(f"{library} has no such classifier", f"model.name={name}", fix)
+    return ConfigError(f"{library} has no such {what}", f"model.name={name}", fix)
 
 
 def torchvision_model(
@@ -76,6 +101,63 @@ def torchvision_model(
     if options.get("aux_logits"):
         network.aux_heads = AUX_HEADS[name]
     return network
+
+
+class Padded(GeneralizedRCNNTransform):
+    """Only pads, with zeros to the right and below: boxes stay in the given images' pixels."""
+
+    def __init__(self, size_divisible: int) -> None:
+        super().__init__(0, 0, [0.0] * 3, [1.0] * 3, size_divisible=size_divisible)
+
+    def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        return image, target
+
+
+def torchvision_detector(
+    *, name: str, num_classes: int = 91, frozen_norm: bool = False, **options: Any
+) -> nn.Module:
+    """Normalised images, a list of `[3, H, W]`, to losses or detections as torchvision has them.
+
+    `num_classes` counts the background, which is 0; labels are 1 on. `frozen_norm`: the backbone's
+    batch norm has neither gradient nor statistics of its own. `options` go to torchvision's
+    constructor as they are (`box_score_thresh=0.01`). Its losses are means over what the network
+    picks in a batch; they count as those of so many images. Raises ConfigError for an unknown
+    name, or an option that the network does not take.
+    """
+    valid = [n for n in torchvision.models.list_models(module=detection) if "keypoint" not in n]
+    if name not in valid:
+        raise unknown("torchvision", name, valid, "detector of boxes")
+    for option in options.keys() & ELSEWHERE.keys():
+        what = "torchvision's detectors have that from other keys here"
+        raise ConfigError(what, f"model.{option}", f"type {ELSEWHERE[option]}")
+    own = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "num_classes": num_classes}
+    try:
+        network = torchvision.models.get_model(
+            name, weights=None, weights_backbone=None, **own, **options
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error), f"model.name={name}", "remove that option") from error
+    kind = type(network)
+    taken = inspect.signature(kind).parameters
+    for option in options.keys() - taken.keys():  # torchvision passes over what it does not know
+        close = difflib.get_close_matches(option, taken, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{name} has no such option", f"model.{option}", f"type {close}")
+    if network.transform.fixed_size is None:
+        network.transform = Padded(network.transform.size_divisible)
+    if frozen_norm:
+        freeze_norm(network.backbone)
+    network.needs_masks = kind is detection.MaskRCNN
+    network.loss_counts = partial(dict.fromkeys, LOSSES[kind.__name__])  # of so many images
+    return network
+
+
+def freeze_norm(part: nn.Module) -> None:
+    """Every batch norm in it by one that stands still, under the same names."""
+    for name, child in part.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(part, name, FrozenBatchNorm2d(child.num_features, eps=child.eps))
+        else:
+            freeze_norm(child)
 
 
 def timm_model(

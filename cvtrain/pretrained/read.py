@@ -17,7 +17,14 @@ from torchvision.models import ResNet50_Weights, WeightsEnum
 
 from cvtrain.engine.checkpoint import weights_of
 from cvtrain.errors import CheckpointError, ConfigError, MachineError
-from cvtrain.models.zoo import LOADING, timm_model, torchvision_model, unknown
+from cvtrain.models.zoo import (
+    LOADING,
+    timm_model,
+    torchvision_detector,
+    torchvision_model,
+    unknown,
+)
+from cvtrain.pretrained.detectors import SCALED, by_todays_names, published_detector
 from cvtrain.pretrained.files import (
     SUFFIXES,
     best_of,
@@ -30,6 +37,7 @@ from cvtrain.pretrained.files import (
     read,
 )
 
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of torchvision's networks
 RUN_KEYS = {"model", "ema", "position", "config"}  # of a checkpoint of ours
 SOME_THAT_HAVE = "resnet18, ..., resnet152, vgg11, vgg13, vgg16, vgg19, xception, torchvision, timm"
 # torchvision's files are older than its names of these layers.
@@ -78,13 +86,13 @@ def read_pretrained(word: str, *, target: Any, arguments: dict[str, Any]) -> Pre
     if name.startswith("timm/"):
         return _of_timm(word, name.removeprefix("timm/"), target, options)
     weights = _version(word, name)
-    return _of_torchvision(weights, fetched(weights.url), target, wanted)
+    return _of_torchvision(weights, fetched(weights.url), target, options, wanted)
 
 
 def _is_path(word: str) -> bool:
     if Path(word).suffix in SUFFIXES:
         return True
-    named = word == "imagenet" or word.startswith("timm/")
+    named = word in ("imagenet", "coco") or word.startswith("timm/")
     return not named and (os.sep in word or Path(word).is_dir())
 
 
@@ -96,6 +104,8 @@ def published(target: Any, options: dict[str, Any]) -> tuple[str, dict[str, Any]
         if name not in valid:
             raise unknown("torchvision", name, valid)
         return _said(torchvision.models.get_model_weights(name).DEFAULT), WANTED.get(name, {})
+    if target is torchvision_detector:
+        return published_detector(str(options.get("name")))
     if target is timm_model:
         return f"timm/{options.get('name')}", {}
     find = getattr(target, "imagenet_weights", None)
@@ -112,27 +122,40 @@ def _said(weights: WeightsEnum) -> str:
 def _version(word: str, newest: str) -> WeightsEnum:
     """The one that is typed, of those that a network has."""
     kind, _, name = newest.partition(".")
-    versions = getattr(torchvision.models, kind).__members__
-    typed = name if word == "imagenet" else word.removeprefix(f"{kind}.")
+    usual = "coco" if "COCO" in name else "imagenet"
+    versions = _enum(kind).__members__
+    typed = name if word == usual else word.removeprefix(f"{kind}.")
     if typed not in versions:
         names = ", ".join(name for name in versions if name != "DEFAULT")
-        fix = f"type imagenet, {names}, or a file ({', '.join(SUFFIXES)})"
+        fix = f"type {usual}, {names}, or a file ({', '.join(SUFFIXES)})"
         raise ConfigError(f"there is no {word} in {kind}", f"model.pretrained={word}", fix)
     return versions[typed]
 
 
+def _enum(kind: str) -> type[WeightsEnum]:
+    """`ResNet50_Weights`, `SSD300_VGG16_Weights`."""
+    return getattr(torchvision.models, kind, None) or getattr(torchvision.models.detection, kind)
+
+
 def _of_torchvision(
-    weights: WeightsEnum, path: Path, target: Any, wanted: dict[str, Any]
+    weights: WeightsEnum, path: Path, target: Any, options: dict[str, Any], wanted: dict[str, Any]
 ) -> Pretrained:
-    images = weights.transforms()
+    images, tensors = weights.transforms(), plain(read(path), path)
+    if target is torchvision_detector:
+        try:
+            tensors = by_todays_names(weights, tensors, str(options["name"]))
+        except RuntimeError as error:
+            raise corrupt(path, str(error), "download it anew") from error
+    mean, std = getattr(images, "mean", MEAN), getattr(images, "std", STD)
+    mean, std = SCALED.get(str(options.get("name")), (mean, std))
     return Pretrained(
         name=_said(weights),
-        tensors=_by_our_names(plain(read(path), path), target),
+        tensors=_by_our_names(tensors, target),
         classes=tuple(weights.meta.get("categories") or ()),
-        size=images.crop_size[0],
-        channels=len(images.mean),
-        mean=list(images.mean),
-        std=list(images.std),
+        size=getattr(images, "crop_size", [None])[0],  # detectors take any
+        channels=len(mean),
+        mean=list(mean),
+        std=list(std),
         arguments=dict(wanted),
     )
 
@@ -203,10 +226,10 @@ def _of_file(path: Path, name: str, target: Any, options: dict[str, Any]) -> Pre
     """A published file that lies elsewhere (its name tells), a run's checkpoint, or another."""
     newest, wanted = published(target, options) or ("", {})
     kind = newest.partition(".")[0]
-    for weights in getattr(torchvision.models, kind) if kind.endswith("_Weights") else ():
+    for weights in _enum(kind) if kind.endswith("_Weights") else ():
         if Path(weights.url).name == path.name and path.is_file():
             check(path, "download it anew, or rename it if it holds other weights")
-            return _of_torchvision(weights, path, target, wanted)
+            return _of_torchvision(weights, path, target, options, wanted)
     state = read(path)
     if not state.keys() >= RUN_KEYS:
         return Pretrained(name, _by_our_names(plain(state, path), target))

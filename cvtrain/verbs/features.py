@@ -76,7 +76,7 @@ def features(
         config = start.composed.config
         data = _data_of(config) if source == "data" else described(config)
         network = of_config(start, data, device=device)
-    hooked = find_layer(network.model, layer)
+    hooked = _hooked(network, layer)
     network.config.trainer.precision = Precision.fp32
     with settings(network.config.trainer):
         if source == "data":
@@ -90,6 +90,13 @@ def features(
     with whole(target, key="out") as temporary, temporary.open("wb") as file:
         np.savez(file, features=found, labels=labels, names=names, classes=np.array(images.classes))
     print(f"{out}: features {list(found.shape)} of {layer}, {len(images.classes)} classes")
+
+
+def _hooked(network: Network, layer: str) -> nn.Module:
+    if network.config.model.task == "detection":
+        what = "a detector has no features of a whole image"
+        raise ConfigError(what, "", "type the run or the model of a classifier")
+    return find_layer(network.model, layer)
 
 
 def _check(pool: str, target: Path) -> None:

@@ -52,7 +52,8 @@ def described(config: Config) -> Source:
     kind = resolve(config.data.args.get("_target_"), Source, config.trust)
     arguments = config.data.args
     constant = getattr(kind, "classes", None) or getattr(inspect.getmodule(kind), "CLASSES", None)
-    classes = constant or _folders(arguments) or _thousand()
+    count = 80 if config.data.task == "detection" else 1000  # COCO's, ImageNet's
+    classes = constant or _folders(arguments) or [str(number) for number in range(count)]
     native = arguments.get("size", 0) or getattr(kind, "image_size", 224)
     mean, std = arguments.get("mean", [0.5]), arguments.get("std", [0.5])
     source = Source()
@@ -66,10 +67,6 @@ def described(config: Config) -> Source:
     )
     source.mean, source.std = mean, std
     return source
-
-
-def _thousand() -> list[str]:
-    return [str(number) for number in range(1000)]  # ImageNet's, whose names stand in its folders
 
 
 def _folders(arguments: dict[str, Any]) -> list[str]:

@@ -17,7 +17,14 @@ from cvtrain.config import Config
 from cvtrain.data.source import Source
 from cvtrain.engine.checkpoint import load_weights, read_checkpoint, weights_of
 from cvtrain.errors import ConfigError
-from cvtrain.pretrained import Pretrained, fit, read_pretrained
+from cvtrain.pretrained import (
+    Origin,
+    Pretrained,
+    fit,
+    fit_body,
+    origin_of,
+    read_pretrained,
+)
 from cvtrain.targets import resolve
 
 log = logging.getLogger(__name__)
@@ -33,27 +40,38 @@ class Start:
     followed: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] | None = None
     pretrained: Pretrained | None = None
+    origin: Origin | None = None  # where they are but a backbone's
 
     @classmethod
     def read(cls, composed: Composed, overrides: list[str]) -> "Start":
         """Fetch and read what the config names. Raises ConfigError, CheckpointError, DataError."""
         config = composed.config
-        init, word = config.init.weights, config.model.pretrained
-        if init and word:
-            where = f"init.weights={init} model.pretrained={word}"
-            raise ConfigError("weights of two kinds", where, "type one of them")
+        init, model = config.init.weights, config.model
+        kinds = {
+            "init.weights": init,
+            "model.pretrained": model.pretrained,
+            "model.pretrained_backbone": model.pretrained_backbone,
+        }
+        if len(given := [f"{key}={word}" for key, word in kinds.items() if word]) > 1:
+            raise ConfigError("weights of two kinds", " ".join(given), "type one of them")
         if init:
             return cls(composed, weights=weights_of(read_checkpoint(Path(init))))
-        if not word:
+        if not given:
             return cls(composed)
-        target = resolve(config.model.args.get("_target_"), nn.Module, config.trust)
-        pretrained = read_pretrained(word, target=target, arguments=config.model.args)
-        wanted = wanted_by(pretrained, composed, target)
+        target, origin = resolve(model.args.get("_target_"), nn.Module, config.trust), None
+        if model.pretrained:
+            pretrained = read_pretrained(model.pretrained, target=target, arguments=model.args)
+        else:
+            origin = origin_of(target, model.args)
+            pretrained = read_pretrained(
+                str(model.pretrained_backbone), target=origin.target, arguments=origin.arguments
+            )
+        wanted = wanted_by(pretrained, composed, target, origin)
         followed = {key: value for key, value in wanted.items() if key not in typed(overrides)}
         if followed:
             words = " ".join(f"{key}={value}" for key, value in followed.items())
             log.info("%s sets %s", pretrained.name, words)
-        return cls(with_values(composed, followed), followed, None, pretrained)
+        return cls(with_values(composed, followed), followed, None, pretrained, origin)
 
     def following(self, followed: dict[str, Any], overrides: list[str]) -> "Start":
         """With keys that weights settled before; a run that goes on does not read those again."""
@@ -69,6 +87,9 @@ class Start:
                 model, self.weights, source=str(init.weights), reset=init.reset_head
             )
             log.info("weights of %s%s", init.weights, f"; new: {', '.join(left)}" if left else "")
+        elif self.pretrained is not None and self.origin is not None:
+            for line in fit_body(model, self.pretrained, self.origin):
+                log.info(line)
         elif self.pretrained is not None:
             head = head_of(config, source, model)
             classes, shown, weights = info.classes, info.shown, self.pretrained
@@ -91,10 +112,17 @@ def input_of(config: Config, source: Source) -> dict[str, Any]:
     }
 
 
-def wanted_by(pretrained: Pretrained, composed: Composed, target: Any) -> dict[str, Any]:
+def wanted_by(
+    pretrained: Pretrained, composed: Composed, target: Any, origin: Origin | None
+) -> dict[str, Any]:
     """The keys and values that the weights were trained with."""
+    model = composed.config.model
     keys: dict[str, Any] = {f"model.{name}": v for name, v in pretrained.arguments.items()}
-    keys["data.image_size"] = pretrained.size
+    if origin is not None:  # a detector sees images of its own size
+        body = model.args.get("body", {})
+        keys = {f"model.body.{n}": v for n, v in pretrained.arguments.items() if n in body}
+    elif model.task != "detection":
+        keys["data.image_size"] = pretrained.size
     if "in_channels" in inspect.signature(target).parameters:
         keys["model.in_channels"] = pretrained.channels
     for name in ("mean", "std"):

@@ -1,7 +1,8 @@
 """`cvtrain summary`: a network's layers and what they cost; on shapes alone, nothing is read.
 
 The table is torchinfo's, without its multiply-adds: those are counted by operation, on torch's meta
-device, and are of convolutions and matrix products only.
+device, and are of convolutions and matrix products only. A detector is run on the CPU, with random
+weights on noise: what it does to boxes depends on how many it finds.
 """
 
 import inspect
@@ -131,8 +132,10 @@ def _check_size(name: str, config: Config, size: int) -> None:
 def measure(config: Config, source: Source, size: int, *, depth: int = 3) -> tuple[Costs, int]:
     """What the network of a config costs, and the channels that it takes. Raises ConfigError."""
     config.trainer.channels_last = False  # a layout, which would add copies
-    network = build(config, source, device=META, size=size)
-    image = torch.empty(1, network.channels, size, size, device=META)
+    detects = config.model.task == "detection"
+    device = torch.device("cpu") if detects else META
+    network = build(config, source, device=device, size=size)
+    image = torch.zeros(1, network.channels, size, size, device=device)
     model, root = network.model, type(network.model).__name__
     names = {id(module): f"{root}.{name}" for name, module in model.named_modules() if name}
     names[id(model)] = root
@@ -142,7 +145,7 @@ def measure(config: Config, source: Source, size: int, *, depth: int = 3) -> tup
         with FlopCounterMode(display=False) as counter, Operations(costs, counter, leaves):
             told = torchinfo.summary(
                 model,
-                input_data=image,
+                input_data=[[image[0].normal_()]] if detects else image,
                 depth=depth,
                 col_names=COLUMNS,
                 col_width=18,  # [1, 1024, 14, 14]

@@ -226,6 +226,9 @@ class Run:
             log.info("resumed at step %d", trainer.position.step)
             for key, change in changed.items():
                 log.info("changed: %s: %s", key, change)
+            if any(key.startswith("eval.") for key in changed):  # what was evaluated is owed anew
+                position = trainer.position
+                position.evaluated_at = min(position.evaluated_at, position.step - 1)
             if changed:
                 trainer.parts.schedule.apply(trainer.parts.optimizer, trainer.position.step)
                 rate = trainer.parts.optimizer.param_groups[0]["lr"]

@@ -131,6 +131,77 @@ def test_weights_draw_with_replacement(world_size: int) -> None:
     assert evaluated == list(range(SAMPLES))
 
 
+GROUPS = torch.tensor([int(index % 10 < 3) for index in range(SAMPLES)])  # 15 of 50
+
+
+def test_a_step_holds_samples_of_one_group() -> None:
+    """Of 15 and 35 samples in steps of 4: three and eight whole ones, one of what is left."""
+    seen = []
+    for epoch in range(30):
+        steps = [flat([step]) for step in ids(order(groups=GROUPS, batch_size=4), epoch)]
+        assert len(steps) == order(batch_size=4).steps == 12
+        held = [{int(GROUPS[index]) for index in step} for step in steps]
+        assert sum(len(group) == 1 for group in held) >= 11
+        assert sum(group == {1} for group in held) >= 3
+        samples = [index for step in steps for index in step]
+        assert len(set(samples)) == 48
+        seen.append((samples, held))
+    # Two of every epoch are left to another one, of either group.
+    left = [SAMPLES - len({*samples}) for samples, _ in seen]
+    assert left == [2] * 30
+    missing = {i for samples, _ in seen for i in set(range(SAMPLES)) - set(samples)}
+    assert {int(GROUPS[i]) for i in missing} == {0, 1}
+    assert len(missing) > 20
+    # The mixed step and those of a group are anywhere in an epoch.
+    firsts = [held.index({1}) for _, held in seen]
+    assert len(set(firsts)) > 3
+    assert seen[0][0] != seen[1][0]
+
+
+def test_groups_are_a_function_of_seed_and_epoch() -> None:
+    def grouped(epoch: int, start: int = 0, **changes: Any) -> list[list[list[int]]]:
+        return ids(order(groups=GROUPS, **changes), epoch, start)
+
+    assert grouped(3, 4) == grouped(3)[4:]
+    assert grouped(3) != grouped(4)
+    assert grouped(3) != grouped(3, seed=4)
+    assert order(groups=GROUPS).first(8).tolist() == flat(grouped(0)[:1])
+    assert flat(grouped(0, train=False)) == list(range(SAMPLES))
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 3), (2, 2), (3, 1)])
+def test_groups_of_shared_steps(world_size: int, accumulate: int) -> None:
+    alone = [flat([step]) for step in ids(order(groups=GROUPS))]
+    changes = {"groups": GROUPS, "world_size": world_size, "accumulate": accumulate}
+    shares = [ids(order(rank=rank, **changes)) for rank in range(world_size)]
+    assert [flat(list(parts)) for parts in zip(*shares, strict=True)] == alone
+
+
+def test_groups_of_chosen_and_of_weighted_samples() -> None:
+    chosen = torch.arange(0, SAMPLES, 2)  # ten of group 1 and fifteen of 0
+    limited = ids(order(samples=25, chosen=chosen, groups=GROUPS, batch_size=5))
+    assert sorted(flat(limited)) == chosen.tolist()
+    assert all(len({int(GROUPS[i]) for i in flat([step])}) == 1 for step in limited)
+    weights = torch.ones(SAMPLES).double()
+    weights[GROUPS == 1] = 35 / 15  # now both groups are drawn alike
+    steps = [
+        {int(GROUPS[i]) for i in flat([step])}
+        for epoch in range(50)
+        for step in ids(order(weights=weights, groups=GROUPS, batch_size=5), epoch)
+    ]
+    alike = [steps.count({0}), steps.count({1})]
+    assert sum(alike) >= 450
+    assert abs(alike[0] - alike[1]) < 60
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_groups_of_single_samples_make_the_same_number_of_steps(count: int) -> None:
+    groups = torch.arange(SAMPLES) // count  # far fewer in each than a step holds
+    steps = ids(order(groups=groups))
+    assert len(steps) == order().steps
+    assert len(set(flat(steps))) == 48
+
+
 # Array data
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import command, summary, write_cifar, write_images, write_mnist
+from tiny import command, metrics, summary, write_cifar, write_images, write_mnist
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -321,12 +321,12 @@ def test_as_many_images_at_a_time(typed: str, batch_size: int, views: int, insec
 
 def test_through_the_command(tmp_path: Path) -> None:
     write_images(tmp_path / "insects", count=7)
-    done = command(
+    line = [
         *("debug=smoke", "model=resnet20", "data=folder", f"data.root={tmp_path}/insects"),
-        *("data.image_size=28", "eval.max_batches=null", "trainer.workers=2"),
-        *("eval.views=ten_crop", "eval.scales=[28,32,40]", "hydra.run.dir=run"),
-        cwd=tmp_path,
-    )
+        *("data.image_size=28", "eval.max_batches=null", "hydra.run.dir=run"),
+    ]
+    views = ("eval.views=ten_crop", "eval.scales=[28,32,40]", "trainer.workers=2")
+    done = command(*line, *views, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = summary(tmp_path / "run")
     assert {name: row["samples"] for name, row in told["per_class"].items()} == {
@@ -335,6 +335,12 @@ def test_through_the_command(tmp_path: Path) -> None:
     }
     assert (told["steps"], math.isfinite(told["val/loss"])) == (2, True)
     assert {"samples.png", "confusion.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    # Seen otherwise, the finished run is evaluated anew, on one line of its own.
+    again = command(*line, "resume=auto", "resume_allow=[eval]", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert summary(tmp_path / "run")["val/loss"] != told["val/loss"]
+    evaluated = [row["step"] for row in metrics(tmp_path / "run") if "val/loss" in row]
+    assert evaluated == [1, 2]
 
 
 # What cannot be

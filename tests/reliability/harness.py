@@ -39,6 +39,8 @@ OF_A_RUN = (
     | {"metrics.jsonl", "checkpoints", "summary.json", "curves.png"}
     | {
         *("confusion.png", "worst.png", "profile"),
+        *("detections.png", "precision_recall.png", "categories.png"),
+        *("false_detections.png", "missed.png"),
     }
 )
 

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cvtrain.tasks.base import Task
 from cvtrain.tasks.classification import Classification, ClassificationEvaluator
+from cvtrain.tasks.detection import Detection
 
 
-class Faulty(Classification):
-    """Classification during which a signal arrives, at an exact place."""
+class Interrupted(Task):
+    """During a task a signal arrives, at an exact place."""
 
     losses_seen = predict_seen = 0
 
@@ -25,7 +27,7 @@ class Faulty(Classification):
         self.count("losses")
         return super().losses(model, batch)
 
-    def predict(self, model: nn.Module, batch: Any) -> Tensor:
+    def predict(self, model: nn.Module, batch: Any) -> Any:
         self.count("predict")
         return super().predict(model, batch)
 
@@ -37,6 +39,14 @@ class Faulty(Classification):
             if name != "SLEEP":
                 os.kill(os.getpid(), signal.Signals[name])
             time.sleep(float(seconds[0]) if seconds else 0)
+
+
+class Faulty(Interrupted, Classification):
+    """One label an image."""
+
+
+class FaultyDetection(Interrupted, Detection):
+    """Boxes."""
 
 
 class Slow(Faulty):

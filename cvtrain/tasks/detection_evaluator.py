@@ -1,0 +1,127 @@
+"""What an evaluation of a detector keeps, counts and shows."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from cvtrain.data.batch import DetectionBatch
+from cvtrain.errors import ConfigError
+from cvtrain.metrics.coco_map import CocoFigures, coco_map
+from cvtrain.metrics.detection_mistakes import mistakes
+from cvtrain.metrics.detection_pictures import (
+    draw_categories,
+    draw_curves,
+    draw_detections,
+    draw_mistakes,
+    mosaic,
+)
+from cvtrain.metrics.detections import Detections, ImageDetections, encode_masks
+from cvtrain.metrics.voc_map import voc_map
+from cvtrain.tasks.base import Picture
+from cvtrain.tasks.classification_evaluator import unique
+from cvtrain.tasks.shown import as_rgb
+
+TRUE = "lime"  # the colour of true boxes
+SHOWN = 8  # images
+YEARS = {2007: 11, 2010: None}  # from when on Pascal VOC read the precision at so many points
+
+
+class DetectionEvaluator:
+    """Keeps every image's truth and detections: average precision is no sum over images."""
+
+    def __init__(self, num_classes: int, *, voc: int | None = None, masks: bool = False) -> None:
+        self.names = [str(number) for number in range(num_classes)]
+        self.voc, self.masks = voc, masks
+        self.totals: dict[str, Tensor] = {}
+        self.detections = Detections(masks=masks)
+        self.coco: CocoFigures | None = None  # of boxes, once computed
+
+    def update(self, predictions: list[dict[str, Tensor]], batch: DetectionBatch) -> None:
+        """Predictions are in the pixels of the network's images, truths in those of the files."""
+        numbers = batch.ids.tolist()
+        for number, found, image, truth in zip(
+            numbers, predictions, batch.images, batch.truths, strict=True
+        ):
+            self.detections.add(number, truth, self.in_file(found, image, truth))
+
+    def in_file(
+        self, found: dict[str, Tensor], image: Tensor, truth: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The same detections in the pixels of the image's file. Raises ConfigError."""
+        height, width = (int(side) for side in truth["size"])
+        boxes = found["boxes"]
+        across, down = width / image.shape[-1], height / image.shape[-2]
+        there: dict[str, Any] = {
+            **found,
+            "boxes": boxes * boxes.new_tensor([across, down, across, down]),
+        }
+        if self.masks:
+            if "masks" not in found or "rles" not in truth:
+                what = "the network finds no masks" if "rles" in truth else "the data give no masks"
+                raise ConfigError(what, "task.masks=true", "type task.masks=false")
+            sharp = (resized(mask, height, width) > 0.5 for mask in found["masks"])
+            there["rles"] = [code for mask in sharp for code in encode_masks(mask)]
+        return there
+
+    def compute(self) -> dict[str, float]:
+        """Per cent; a figure without a true object (of its size) is left out, `mAP` is then 0."""
+        self.coco = coco_map(self.detections, self.names)
+        figures = {"mAP": 0.0, **self.coco.figures}
+        if self.masks:
+            of_masks = coco_map(self.detections, self.names, iou_type="segm").figures
+            figures |= {f"mask_{name}": value for name, value in of_masks.items()}
+        if self.voc is not None:
+            figures["voc_mAP"], _ = voc_map(self.detections, self.names, points=YEARS[self.voc])
+        return figures
+
+    # What there is to show
+
+    def kept(self) -> dict[int, ImageDetections]:
+        return self.detections.kept()
+
+    def merge(self, kept: list[dict[int, ImageDetections]]) -> None:
+        self.detections.merge(kept)
+
+    def report(self, source: Any) -> dict[str, Any]:
+        """`per_category`: of each its average precision in per cent, None without true objects."""
+        rounded = {name: round(value, 4) for name, value in self.categories(source).items()}
+        return {"per_category": {name: rounded.get(name) for name in unique(source.info)}}
+
+    def categories(self, source: Any) -> dict[str, float]:
+        """Average precision by the names that are shown; without those of no true object."""
+        known = self.coco.categories if self.coco else {}
+        names = zip(self.names, unique(source.info), strict=True)
+        return {name: known[number] for number, name in names if number in known}
+
+    def pictures(self, source: Any, split: str) -> dict[str, Picture]:
+        """`detections` over the truth of some images, `precision_recall`, `categories`, and the
+        worst mistakes: `false_detections`, `missed`."""
+        names = source.info.shown
+
+        def image_of(number: int) -> Picture | None:
+            image = source.image_of(number, split)
+            return None if image is None else as_rgb(image)
+
+        some = list(self.detections.images)[:: max(1, len(self.detections) // SHOWN)][:SHOWN]
+        read = {number: image_of(number) for number in some}
+        drawn = [
+            draw_detections(picture, self.detections.images[number], names)
+            for number, picture in read.items()
+            if picture is not None
+        ]
+        pictures = {"detections": mosaic(drawn, columns=4)} if drawn else {}
+        if self.coco and self.coco.categories:
+            pictures["precision_recall"] = draw_curves(self.coco.precision, names)
+            pictures["categories"] = draw_categories(self.categories(source))
+        false, missed = mistakes(self.detections)
+        for name, found in (("false_detections", false), ("missed", missed)):
+            if found:
+                pictures[name] = draw_mistakes(found, image_of, names)
+        return pictures
+
+
+def resized(mask: Tensor, height: int, width: int) -> Tensor:
+    """Probabilities `[1, H, W]` in another size, one mask at a time: a hundred are large."""
+    size = (height, width)
+    return F.interpolate(mask[None].float(), size, mode="bilinear", align_corners=False)[0]
