@@ -1,29 +1,36 @@
-"""The README's table of networks: counted from configs/model, beside what the papers say.
+"""The README's two tables of networks: counted from configs/model, beside what the papers say.
 
-python scripts/gallery.py            # print it
-python scripts/gallery.py --write    # into README.md, between its two markers
+python scripts/gallery.py            # print them
+python scripts/gallery.py --write    # into README.md, each between its two markers
 python scripts/gallery.py --check    # exit code 1 if README.md is not current
 """
 
 import argparse
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from cvtrain.compose import compose_config
 from cvtrain.config import Config, config_dir, options
 from cvtrain.errors import ConfigError
+from cvtrain.targets import make, resolve
 from cvtrain.verbs.summary import measure, read_papers, rounded, sizes
 
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- gallery -->", "<!-- /gallery -->"
-HEAD = (
-    "| `model=` | network, year | parameters (paper) | multiply-adds (paper) | published error | "
-    "recipes |\n|---|---|---|---|---|---|"
-)
+# The tables, by the name in their markers: <!-- gallery --> ... <!-- /gallery -->
+HEADS = {
+    "gallery": "| `model=` | network, year | parameters (paper) | multiply-adds (paper) | "
+    "published error | recipes |\n|---|---|---|---|---|---|",
+    "detectors": "| `model=` | network, year | parameters (published) | outputs | "
+    "published mAP | recipes |\n|---|---|---|---|---|---|",
+}
 
 
-def row(name: str, config: Config, paper: dict[str, Any]) -> str:
+def classifier(name: str, config: Config, paper: dict[str, Any]) -> str:
     """Of a YAML's network at its paper's image size. Raises ConfigError if it cannot be built."""
     source, size, _ = sizes(name, config, input="", data_given=False)
     costs, channels = measure(config, source, size, depth=1)
@@ -32,9 +39,35 @@ def row(name: str, config: Config, paper: dict[str, Any]) -> str:
         for key, count in (("parameters", costs.used), ("multiply_adds", costs.multiply_adds))
     ]
     counts[1] += f", {channels}x{size}x{size}"
-    title = f"{paper['title']}, {paper['year']}" if "title" in paper else about(name)
-    cells = (f"`{name}`", title, *counts, error(paper), recipes(name))
-    return f"| {' | '.join(cells)} |"
+    return cells(name, title(name, paper), *counts, error(paper), recipes(name))
+
+
+def detector(name: str, paper: dict[str, Any]) -> str:
+    """With the outputs of its paper; without multiply-adds, which go by what it finds."""
+    config = compose_config([f"model={name}", *paper.get("counted_with", [])]).config
+    outputs, parameters = parameters_of(config)
+    count = f"{parameters:,}"
+    if "parameters" in paper:
+        count += f" ({paper['parameters']:,})"
+    figures = ", ".join(f"{figure} % ({of})" for of, figure in paper.get("mAP", {}).items())
+    return cells(name, title(name, paper), count, str(outputs), figures, recipes(name))
+
+
+def parameters_of(config: Config) -> tuple[int, int]:
+    """The outputs that a network has by default, one of them the background; its parameters."""
+    target = resolve(config.model.args.get("_target_"), nn.Module, config.trust)
+    outputs: int = inspect.signature(target).parameters["num_classes"].default
+    with torch.device("meta"):
+        network = make(config.model.args, nn.Module, key="model", trust=config.trust)
+    return outputs, sum(parameter.numel() for parameter in network.parameters())
+
+
+def cells(name: str, *others: str) -> str:
+    return f"| {' | '.join([f'`{name}`', *others])} |"
+
+
+def title(name: str, paper: dict[str, Any]) -> str:
+    return f"{paper['title']}, {paper['year']}" if "title" in paper else about(name)
 
 
 def about(name: str) -> str:
@@ -59,25 +92,30 @@ def recipes(name: str) -> str:
     return ", ".join(mine)
 
 
-def table() -> str:
+def tables() -> dict[str, str]:
     """A row for each YAML of one network, in the order of papers.yaml, those of no paper last."""
-    papers, rows = read_papers(), []
+    papers, rows = read_papers(), {name: [head] for name, head in HEADS.items()}
     named = [name for name in papers if name in options("model")]
     for name in [*named, *(name for name in options("model") if name not in named)]:
+        config, paper = compose_config([f"model={name}"]).config, papers.get(name, {})
+        if config.model.args.get("name", name) != name:  # any of a family, this one by default
+            continue
         try:
-            config = compose_config([f"model={name}"]).config
-            if "name" not in config.model.args:  # else a whole family
-                rows.append(row(name, config, papers.get(name, {})))
+            if config.model.task == "detection":
+                rows["detectors"].append(detector(name, paper))
+            else:
+                rows["gallery"].append(classifier(name, config, paper))
         except ConfigError as problem:
             print(f"left out: {name}: {problem}", file=sys.stderr)
-    return "\n".join([HEAD, *rows])
+    return {name: "\n".join(lines) for name, lines in rows.items()}
 
 
-def put(text: str, gallery: str) -> str | None:
+def put(text: str, name: str, table: str) -> str | None:
     """The README's text with the table between its markers; None without them."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{gallery}\n{END}{after}" if begin and end else None
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, begin, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
+    return f"{before}{opening}\n{table}\n{closing}{after}" if begin and end else None
 
 
 def main() -> None:
@@ -85,14 +123,16 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="into README.md")
     parser.add_argument("--check", action="store_true", help="exit code 1 if it is not current")
     arguments = parser.parse_args()
-    gallery = table()
+    made = tables()
     if not arguments.write and not arguments.check:
-        print(gallery)
+        print("\n\n".join(made.values()))
         return
-    text = README.read_text(encoding="utf-8")
-    done = put(text, gallery)
-    if done is None:
-        sys.exit(f"README.md lacks {BEGIN} and {END}")
+    text = done = README.read_text(encoding="utf-8")
+    for name, table in made.items():
+        found = put(done, name, table)
+        if found is None:
+            sys.exit(f"README.md lacks <!-- {name} --> and <!-- /{name} -->")
+        done = found
     if arguments.check and done != text:
         sys.exit("README.md is not current: python scripts/gallery.py --write")
     if arguments.write:

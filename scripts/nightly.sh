@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CVTRAIN_NIGHTLY=1 CVTRAIN_KILLS="${CVTRAIN_KILLS:-20}"
-exec "${PYTHON:-python}" -m pytest --faults tests/README.md "$@"
+exec "${PYTHON:-python}" -m pytest -n 0 --faults tests/README.md "$@"

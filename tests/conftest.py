@@ -19,6 +19,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", metavar="FILE", help="write the table of faults into FILE")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take minutes run by night."""
+    for item in items if "CVTRAIN_NIGHTLY" not in os.environ else ():
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.skip(reason="set CVTRAIN_NIGHTLY=1"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,

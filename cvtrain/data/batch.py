@@ -36,10 +36,12 @@ class DetectionBatch(NamedTuple):
 
     images: list[Tensor]  # [3, H, W]: uint8 from a loader, normalised floats after its transform
     # `boxes` float32 [n, 4]: left, top, right, bottom in pixels of that image; `labels` int64 [n],
-    # 1 to the number of classes (0 is the background). Never crowds.
+    # 1 to the number of classes (0 is the background); where the data have them `masks` uint8
+    # [n, H, W]. Never crowds.
     targets: list[dict[str, Tensor]]
     # Of the image as it is in its file: `size` int64 [2] (height, width); of all objects `boxes`,
-    # `labels`, `crowd` bool [m], `area` float32 [m], `difficult` bool [m].
+    # `labels`, `crowd` bool [m], `area` float32 [m], `difficult` bool [m]; with masks `rles`, m
+    # compressed run lengths (bytes).
     truths: list[dict[str, Any]]
     proposals: list[Tensor] | None  # float32 [P, 4], for methods that take outside ones
     ids: Tensor  # int64 [N]

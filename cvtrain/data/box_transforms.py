@@ -3,11 +3,13 @@
 Of ours, those of whole batches, a flip is understood as torchvision's, and colours may change.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from cvtrain.data.augment import STILL, BatchTransform, HorizontalFlip, check_boxes
 from cvtrain.data.source import Augmentations
@@ -27,7 +29,8 @@ class LargeScaleJitter(v2.Compose):
         if not 0 < low <= high or size < 1:
             raise ValueError(f"size={size} low={low} high={high}: must be 0 < low <= high")
         jitter = v2.ScaleJitter((size, size), (low, high))
-        super().__init__([jitter, v2.RandomCrop(size, pad_if_needed=True, fill=fill)])
+        outside = {tv_tensors.Image: fill, "others": 0}  # where no mask is
+        super().__init__([jitter, v2.RandomCrop(size, pad_if_needed=True, fill=outside)])
 
 
 # What decides on the size of the image that the network sees.
@@ -53,8 +56,26 @@ class OfOneImage(v2.Transform):
         return tv_tensors.wrap(changed[0], like=inpt)
 
 
+class IoUCrop(v2.Transform):
+    """A crop that depends on the objects, which are the first boxes; others are cut alike."""
+
+    def __init__(self, crop: v2.RandomIoUCrop) -> None:
+        super().__init__()
+        self.crop = crop
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        params = self.crop.make_params(flat_inputs)
+        return {**params, "objects": v2.get_bounding_boxes(flat_inputs)} if params else {}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if params and isinstance(inpt, tv_tensors.BoundingBoxes) and inpt is not params["objects"]:
+            place = (params[key] for key in ("top", "left", "height", "width"))
+            return F.clamp_bounding_boxes(F.crop(inpt, *place))
+        return self.crop.transform(inpt, params)
+
+
 def of_samples(augmentations: Augmentations) -> list[v2.Transform]:
-    """Transforms of (image, {boxes, labels}), in their order. Raises ConfigError for others."""
+    """Transforms of (image, {boxes, ...}), in their order. Raises ConfigError for others."""
     crops = [] if augmentations.crop is None else [augmentations.crop]
     given = [*crops, *augmentations.images, *augmentations.batches, *augmentations.mixes]
     check_boxes([transform for transform in given if not _takes_boxes(transform)])
@@ -77,7 +98,33 @@ def _takes_boxes(transform: Any) -> bool:
 def _one(transform: Any) -> v2.Transform:
     if isinstance(transform, HorizontalFlip):
         return v2.RandomHorizontalFlip(transform.p)
+    if isinstance(transform, v2.RandomIoUCrop):
+        return IoUCrop(transform)
+    if hasattr(transform, "_fill"):  # of torchvision's: the colour outside is no mask's
+        transform._fill = {**transform._fill, tv_tensors.Mask: 0}
     return OfOneImage(transform) if isinstance(transform, BatchTransform) else transform
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How large an image is given to the network.
+
+    Its short side becomes `size` pixels, or less where the long one would be over `long_side`;
+    with `square` both become that, whatever they were.
+    """
+
+    size: int
+    long_side: int | None = None
+    square: int | None = None
+
+    def __call__(self, height: int, width: int) -> tuple[int, int]:
+        """The new height and width."""
+        if self.square:
+            return self.square, self.square
+        scale = self.size / min(height, width)
+        if self.long_side and scale * max(height, width) > self.long_side:
+            scale = self.long_side / max(height, width)
+        return max(1, round(scale * height)), max(1, round(scale * width))
 
 
 def keep_size(transforms: list[v2.Transform]) -> bool:

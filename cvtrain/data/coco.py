@@ -13,7 +13,7 @@ class Coco(DetectionSource):
     """Classes are the categories of the training json, in the order of their ids.
 
     Those of the validation json are joined to them by name. Raises DataError: COCO, NO-DATA,
-    BAD-IMAGE, IMAGE-TOO-LARGE.
+    BAD-IMAGE, IMAGE-TOO-LARGE. With `masks` there is one to every box, in targets and truths.
     """
 
     def __init__(
@@ -23,9 +23,11 @@ class Coco(DetectionSource):
         val_json: str = "annotations/instances_val2017.json",
         train_dir: str = "train2017",
         val_dir: str = "val2017",
+        masks: bool = False,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
+        self.masks = masks
         train = self._read(train_json)
         val = self._read(val_json, train.classes)
         for split, said, folder in (("train", train, train_dir), ("val", val, val_dir)):
@@ -34,7 +36,9 @@ class Coco(DetectionSource):
 
     def _read(self, name: str, classes: tuple[str, ...] | None = None) -> Instances:
         file = self.root / name
-        return read_instances(file, classes=classes, on_bad_boxes=self.on_bad_boxes)
+        return read_instances(
+            file, classes=classes, on_bad_boxes=self.on_bad_boxes, masks=self.masks
+        )
 
     def _find(self, split: str, said: Instances, name: str) -> None:
         folder = self.root / name
@@ -56,4 +60,4 @@ class Coco(DetectionSource):
                 what = f"has {header.width}x{header.height} pixels{turned}, not {width}x{height}"
                 mistakes.add(f"{places[number]} {shown(said.names[number])}", what)
         mistakes.refuse()
-        self._keep(split, found, said.objects)
+        self._keep(split, found, said.objects, said.ids)

@@ -1,6 +1,6 @@
 """An instances json of COCO's format: read, and checked before anything is made of it.
 
-Masks are passed over: they are not decoded, nor even kept.
+Masks are passed over where nobody asks for them: not even kept.
 """
 
 import json
@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvtrain.data.coco_masks import packed, read_mask
 from cvtrain.data.images import shown
+from cvtrain.data.masks import Mask
 from cvtrain.data.objects import Corners, Mistakes, Objects, Rows, shorten
 from cvtrain.errors import DataError
 
@@ -25,18 +27,23 @@ class Instances:
 
     file: Path
     classes: tuple[str, ...]
-    names: list[str]  # of the images' files
+    ids: list[int]  # of the images
+    names: list[str]  # of their files
     sizes: NDArray[np.int64]  # [images, 2]: height and width in pixels
     objects: Objects
 
 
 def read_instances(
-    file: Path, *, on_bad_boxes: str, classes: tuple[str, ...] | None = None
+    file: Path,
+    *,
+    on_bad_boxes: str,
+    classes: tuple[str, ...] | None = None,
+    masks: bool = False,
 ) -> Instances:
     """Raises DataError (COCO). Without `classes` they are the json's own, in the order of its ids;
     with them its categories are found among these by name.
     """
-    top = _load(file)
+    top = _load(file, masks=masks)
     mistakes = Mistakes(file, "COCO", on_bad_boxes)
     categories = _by_id(top, "categories", {"name": str}, mistakes)
     if classes is None:
@@ -46,7 +53,7 @@ def read_instances(
     labels = {id_: numbers.get(node["name"], 0) for id_, node in categories.items()}
     images = _by_id(top, "images", {"file_name": str, "height": int, "width": int}, mistakes)
     _check_images(images, mistakes)
-    annotations = _Annotations(images, categories, labels, mistakes)
+    annotations = _Annotations(images, categories, labels, mistakes, masks=masks)
     kinds: Node = {"image_id": int, "category_id": int, "bbox": None}
     nodes = _by_id(top, "annotations", kinds, mistakes)
     for node in nodes.values():
@@ -62,10 +69,10 @@ def read_instances(
         )
     sizes = [(node["height"], node["width"]) for node in images.values()]
     names = [node["file_name"] for node in images.values()]
-    return Instances(file, classes, names, np.array(sizes, np.int64), objects)
+    return Instances(file, classes, list(images), names, np.array(sizes, np.int64), objects)
 
 
-def _load(file: Path) -> Node:
+def _load(file: Path, *, masks: bool) -> Node:
     """The object at the top of the file, its three lists there. Raises DataError (COCO)."""
     try:
         text = file.read_bytes()
@@ -81,7 +88,8 @@ def _load(file: Path) -> Node:
     if text.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" and end != b"}":
         raise _none(file, "is cut off: it does not end with a brace")
     try:
-        top = json.loads(text.decode("utf-8-sig"), object_hook=_without_masks)
+        hook = _with_packed_masks if masks else _without_masks
+        top = json.loads(text.decode("utf-8-sig"), object_hook=hook)
     except (ValueError, RecursionError) as error:
         raise _none(file, f"is no json: {str(error).partition(' while ')[0]}") from error
     if not isinstance(top, dict):
@@ -96,6 +104,12 @@ def _load(file: Path) -> Node:
 def _without_masks(node: Node) -> Node:
     """Nine tenths of a json are masks."""
     node.pop("segmentation", None)
+    return node
+
+
+def _with_packed_masks(node: Node) -> Node:
+    if "segmentation" in node:
+        node["segmentation"] = packed(node["segmentation"])
     return node
 
 
@@ -167,9 +181,11 @@ class _Annotations:
         categories: dict[int, Node],
         labels: dict[int, int],
         mistakes: Mistakes,
+        *,
+        masks: bool,
     ) -> None:
         self.images, self.categories, self.labels = images, categories, labels
-        self.mistakes, self.rows = mistakes, Rows()
+        self.mistakes, self.rows, self.masks = mistakes, Rows(), masks
 
     def add(self, node: Node) -> None:
         place, mistakes = node["place"], self.mistakes
@@ -193,9 +209,24 @@ class _Annotations:
             mistakes.add(f"{place}.area", f"is {shorten(area)}")
             return
         box = self._box(f"{place}.bbox", node["bbox"], image)
-        if box is not None:
+        mask = self._mask(node, image) if self.masks else None
+        if box is not None and (mask is not None or not self.masks):
             label = self.labels[category]
-            self.rows.add(image["number"], box, label, area=area, crowd=bool(crowd))
+            self.rows.add(image["number"], box, label, area=area, crowd=bool(crowd), mask=mask)
+
+    def _mask(self, node: Node, image: Node) -> Mask | None:
+        """None, and noted, where it is no mask of the image."""
+        place = f"{node['place']}.segmentation"
+        if "segmentation" not in node:
+            self.mistakes.add(place, "is missing")
+            return None
+        try:
+            return read_mask(node["segmentation"], image["height"], image["width"])
+        except ValueError as error:
+            # Polygons may be left out as boxes may: by slips of the hand no run lengths are wrong.
+            polygons = isinstance(node["segmentation"], list)
+            (self.mistakes.bad_box if polygons else self.mistakes.add)(place, str(error))
+            return None
 
     def _box(self, place: str, bbox: Any, image: Node) -> Corners | None:
         """From left, top, width, height to left, top, right, bottom."""

@@ -2,49 +2,32 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from torchvision.ops import remove_small_boxes
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from cvtrain.data.batch import DataInfo, DetectionBatch
-from cvtrain.data.box_transforms import SIZING, keep_size, of_samples
+from cvtrain.data.box_transforms import SIZING, Fit, keep_size, of_samples
 from cvtrain.data.images import read_image, shown
+from cvtrain.data.masks import decoded, resized
 from cvtrain.data.objects import Mistakes, Objects, check_choice
+from cvtrain.data.proposals import Boxes, Proposer, Split
 from cvtrain.data.scan import Scan, judge, look
 from cvtrain.data.source import Augmentations, Source
 from cvtrain.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-Sample = tuple[Tensor, dict[str, Tensor], dict[str, Tensor], int]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How large an image is given to the network.
-
-    Its short side becomes `size` pixels, or less where the long one would be over `long_side`;
-    with `square` both become that, whatever they were.
-    """
-
-    size: int
-    long_side: int | None = None
-    square: int | None = None
-
-    def __call__(self, height: int, width: int) -> tuple[int, int]:
-        """The new height and width."""
-        if self.square:
-            return self.square, self.square
-        scale = self.size / min(height, width)
-        if self.long_side and scale * max(height, width) > self.long_side:
-            scale = self.long_side / max(height, width)
-        return max(1, round(scale * height)), max(1, round(scale * width))
+Sample = tuple[Tensor, dict[str, Tensor], dict[str, Any], int]
 
 
 class DetectionFiles(Dataset):
@@ -53,6 +36,7 @@ class DetectionFiles(Dataset):
     `transforms` (of torchvision, seeing boxes) come after resizing if they leave the size alone;
     else before it, at the size of the file, and one that decides on the size has the last word
     unless the image is to be a square. Targets of less than `min_box` pixels a side are left out.
+    `proposals` are those of a target until they are collated; they have at least one pixel a side.
     """
 
     def __init__(
@@ -63,8 +47,10 @@ class DetectionFiles(Dataset):
         fit: Fit,
         min_box: float = 1.0,
         transforms: list[v2.Transform] | None = None,
+        proposals: Boxes | None = None,
     ) -> None:
         self.found, self.objects, self.fit = found, objects, fit
+        self.proposals = proposals
         self.transforms = transforms or []
         self.sanitize = v2.SanitizeBoundingBoxes(min_size=min_box)
         self.fit_first = keep_size(self.transforms)
@@ -89,13 +75,18 @@ class DetectionFiles(Dataset):
         pixels = read_image(self.found.files[index], header, height, width).permute(2, 0, 1)
         learnt = self.objects.learnt[rows]
         scale = torch.tensor([width / header.width, height / header.height] * 2)
-        boxes = torch.from_numpy(self.objects.boxes[rows][learnt]) * scale
         target = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+            "boxes": _scaled(self.objects.boxes[rows][learnt], scale, height, width),
             "labels": torch.from_numpy(self.objects.labels[rows][learnt]),
         }
+        if self.proposals is not None:  # after the boxes, of which some transforms take the first
+            target["proposals"] = _scaled(self.proposals.of(index), scale, height, width)
+        codes = self.objects.masks.codes(rows, *size) if self.objects.masks else None
+        if codes is not None:
+            own = [code for code, one in zip(codes, learnt, strict=True) if one]
+            target["masks"] = decoded(own, size, (height, width))
         image, target = self._changed(tv_tensors.Image(pixels), target)
-        truth = {
+        truth: dict[str, Any] = {
             "size": torch.tensor(size),
             "boxes": torch.from_numpy(self.objects.boxes[rows]),
             "labels": torch.from_numpy(self.objects.labels[rows]),
@@ -103,6 +94,8 @@ class DetectionFiles(Dataset):
             "crowd": torch.from_numpy(self.objects.crowd[rows]),
             "difficult": torch.from_numpy(self.objects.difficult[rows]),
         }
+        if codes is not None:
+            truth["rles"] = codes
         return image, target, truth, index
 
     def _changed(
@@ -113,33 +106,51 @@ class DetectionFiles(Dataset):
         if self.fit_last:
             size = list(self.fit(*image.shape[-2:]))
             image = F.resize(image, size, antialias=True)
-            target = {**target, "boxes": F.resize(target["boxes"], size)}
+            for key in target.keys() & {"boxes", "proposals"}:
+                target[key] = F.resize(target[key], size)
+            if "masks" in target:
+                target["masks"] = resized(target["masks"], size)
         # What rounding puts outside is not to be left out for it.
         target = {**target, "boxes": F.clamp_bounding_boxes(target["boxes"])}
+        proposals = target.pop("proposals", None)  # of which the objects' flaws say nothing
         image, target = self.sanitize(image, target)
         plain = {key: value.as_subclass(Tensor) for key, value in target.items()}
+        if proposals is not None:
+            boxes = F.clamp_bounding_boxes(proposals).as_subclass(Tensor)
+            plain["proposals"] = boxes[remove_small_boxes(boxes, 1)]
         return image.as_subclass(Tensor), plain
 
     @staticmethod
     def collate(samples: list[Sample]) -> DetectionBatch:
         images, targets, truths, ids = zip(*samples, strict=True)
-        flat = _together([image.flatten() for image in images])
+        together = _by_key(targets)
+        proposals = [target.pop("proposals") for target in together if "proposals" in target]
         return DetectionBatch(
-            [rows.view(image.shape) for rows, image in zip(flat, images, strict=True)],
-            _by_key(targets),
+            _together([*images]),
+            together,
             _by_key(truths),
-            None,
+            proposals or None,
             torch.tensor(ids),
         )
 
 
+def _scaled(boxes: NDArray[np.float32], scale: Tensor, height: int, width: int) -> Tensor:
+    resized = torch.from_numpy(boxes) * scale
+    return tv_tensors.BoundingBoxes(resized, format="XYXY", canvas_size=(height, width))
+
+
 def _together(tensors: list[Tensor]) -> list[Tensor]:
     """The same tensors in one storage: each costs the processes that share it an open file."""
-    return list(torch.cat(tensors).split([len(tensor) for tensor in tensors]))
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def _by_key(dicts: tuple[dict[str, Tensor], ...]) -> list[dict[str, Tensor]]:
-    columns = {key: _together([each[key] for each in dicts]) for key in dicts[0]}
+def _by_key(dicts: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    columns = {key: [each[key] for each in dicts] for key in dicts[0]}
+    for key, values in columns.items():
+        if isinstance(values[0], Tensor):
+            columns[key] = _together(values)
     return [{key: columns[key][i] for key in columns} for i in range(len(dicts))]
 
 
@@ -173,6 +184,9 @@ class DetectionSource(Source):
         max_pixels: int = 100_000_000,
         on_bad: str = "error",
         on_bad_boxes: str = "error",
+        proposals: str | None = None,
+        proposals_count: int = 2000,
+        proposals_min: int = 20,
     ) -> None:
         check_choice("on_bad", on_bad, ("error", "skip"))
         check_choice("on_bad_boxes", on_bad_boxes, ("error", "drop"))
@@ -182,7 +196,9 @@ class DetectionSource(Source):
         self.root, self.mean, self.std = Path(root), mean, std
         self.long_side, self.square, self.min_box = long_side, square, min_box
         self.max_pixels, self.on_bad, self.on_bad_boxes = max_pixels, on_bad, on_bad_boxes
-        self._splits: dict[str, tuple[Scan, Objects]] = {}
+        self._splits: dict[str, Split] = {}
+        self.proposer = proposals and Proposer(proposals, proposals_count, proposals_min)
+        self._proposals: dict[str, Boxes] = {}
 
     def _look(self, files: list[Path], mistakes: Mistakes, places: list[str]) -> Scan:
         """Every image's header. Raises DataError for one that is not there.
@@ -198,21 +214,31 @@ class DetectionSource(Source):
             look(found, file, number, max_pixels=self.max_pixels)
         return found
 
-    def _keep(self, split: str, found: Scan, objects: Objects) -> None:
-        """Raises DataError: BAD-IMAGE, IMAGE-TOO-LARGE; or leaves bad images out."""
+    def _keep(
+        self, split: str, found: Scan, objects: Objects, ids: list[int] | None = None
+    ) -> None:
+        """Raises DataError: BAD-IMAGE, IMAGE-TOO-LARGE; or leaves bad images out.
+
+        `ids` are how results name the images; else it is by their files, without the suffix.
+        """
         judge(found, self.on_bad, emptied=set())
         if found.bad:
             objects = objects.of_images(found.labels)
-        self._splits[split] = found, objects
+        names = [ids[i] for i in found.labels] if ids else [f.stem for f in found.files]
+        self._splits[split] = Split(split, found, objects, names)
 
     def _describe(self, classes: tuple[str, ...]) -> None:
         """What is known once all splits are."""
-        bad = dict(line for found, _ in self._splits.values() for line in found.bad)
+        bad = dict(line for split in self._splits.values() for line in split.found.bad)
         self.bad = tuple(f"{shown(file)}\t{reason}" for file, reason in bad.items())
-        found, objects = self._splits["train"]
-        digest = hashlib.sha256(f"{classes!a}{found.fingerprint()}".encode())
+        train, objects = self._splits["train"], self._splits["train"].objects
+        digest = hashlib.sha256(f"{classes!a}{train.found.fingerprint()}".encode())
         for array in (objects.offsets, objects.boxes, objects.labels, objects.learnt):
             digest.update(array.tobytes())
+        if objects.masks is not None:
+            digest.update(objects.masks.numbers.tobytes())
+        if self.proposer:
+            digest.update(self.proposer.fingerprint(train).encode())
         self.info = DataInfo(
             name=type(self).__name__,
             classes=classes,
@@ -222,15 +248,23 @@ class DetectionSource(Source):
             counts=objects.counts(len(classes)),
         )
         counts = ", ".join(
-            f"{len(f.files)} {name} images with {int(o.learnt.sum())} boxes"
-            for name, (f, o) in self._splits.items()
+            f"{len(split.found.files)} {name} images with {int(split.objects.learnt.sum())} boxes"
+            for name, split in self._splits.items()
         )
         log.info("%s: %d classes, %s", shown(self.root), len(classes), counts)
 
     def _files(self, split: str, size: int, transforms: list[v2.Transform]) -> DetectionFiles:
-        found, objects = self._splits[split]
+        if self.proposer and split not in self._proposals:  # not before: it may take hours
+            self._proposals[split] = self.proposer.boxes(split, self._splits)
         fit = Fit(size, self.long_side, self.square)
-        return DetectionFiles(found, objects, fit=fit, min_box=self.min_box, transforms=transforms)
+        return DetectionFiles(
+            self._splits[split].found,
+            self._splits[split].objects,
+            fit=fit,
+            min_box=self.min_box,
+            transforms=transforms,
+            proposals=self._proposals.get(split),
+        )
 
     def train(self, size: int, augmentations: Augmentations) -> DetectionFiles:
         """Raises ConfigError for what moves an object and not its box."""
@@ -245,10 +279,10 @@ class DetectionSource(Source):
         return NormaliseEach(mean=self.mean, std=self.std, device=device)
 
     def name_of(self, index: int, split: str = "train") -> str:
-        return shown(self._splits[split][0].files[index])
+        return shown(self._splits[split].found.files[index])
 
     def image_of(self, index: int, split: str = "val") -> Tensor:
         """The whole image at the size of its file, so that its boxes fit."""
-        found = self._splits[split][0]
+        found = self._splits[split].found
         header = found.headers[index]
         return read_image(found.files[index], header, header.height, header.width).permute(2, 0, 1)

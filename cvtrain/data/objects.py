@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvtrain.data.images import shown
+from cvtrain.data.masks import Mask, Masks
 from cvtrain.data.scan import LISTED, MOST_BAD
 from cvtrain.errors import ConfigError, DataError
 
@@ -30,6 +31,7 @@ class Objects:
     crowd: NDArray[np.bool_]  # [objects]: several, that are not told apart
     difficult: NDArray[np.bool_]  # [objects]
     learnt: NDArray[np.bool_]  # [objects]: those that are targets
+    masks: Masks | None = None  # where they are asked for
 
     def rows(self, image: int) -> slice:
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
@@ -46,6 +48,7 @@ class Objects:
             self.crowd[rows],
             self.difficult[rows],
             self.learnt[rows],
+            self.masks and Masks.of([self.masks[row] for row in np.flatnonzero(rows).tolist()]),
         )
 
     def counts(self, classes: int) -> tuple[int, ...]:
@@ -63,6 +66,7 @@ class Rows:
     area: list[float] = field(default_factory=list)
     crowd: list[bool] = field(default_factory=list)
     difficult: list[bool] = field(default_factory=list)
+    mask: list[Mask] = field(default_factory=list)  # of each object, or of none
 
     def add(
         self,
@@ -73,6 +77,7 @@ class Rows:
         area: float | None = None,
         crowd: bool = False,
         difficult: bool = False,
+        mask: Mask | None = None,
     ) -> None:
         """Without an `area` that of the box is taken."""
         self.image.append(image)
@@ -81,6 +86,8 @@ class Rows:
         self.area.append((box[2] - box[0]) * (box[3] - box[1]) if area is None else area)
         self.crowd.append(crowd)
         self.difficult.append(difficult)
+        if mask is not None:
+            self.mask.append(mask)
 
     def sort(self, images: int, *, learn_difficult: bool = False) -> Objects:
         """By image, in the order in which they were read."""
@@ -96,6 +103,7 @@ class Rows:
             crowd[order],
             difficult[order],
             learnt[order],
+            Masks.of([self.mask[row] for row in order]) if self.mask else None,
         )
 
 

@@ -25,6 +25,10 @@ class ShapesBoxes(Coco):
         long_side: int | None = None,
         square: int | None = None,
         min_box: float = 1.0,
+        masks: bool = False,
+        proposals: str | None = None,
+        proposals_count: int = 2000,
+        proposals_min: int = 8,
     ) -> None:
         # Named by what is drawn, so that other settings never meet these images.
         folder = Path(root) / f"v{VERSION}-{size}px-{train}-{val}"
@@ -37,4 +41,8 @@ class ShapesBoxes(Coco):
             long_side=long_side,
             square=square,
             min_box=min_box,
+            masks=masks,
+            proposals=proposals,
+            proposals_count=proposals_count,
+            proposals_min=proposals_min,
         )

@@ -24,14 +24,25 @@ class ImageDetections(NamedTuple):
 
 
 class Detections:
-    """By the image's number, so that each counts once, whichever process had it."""
+    """By the image's number, so that each counts once, whichever process had it.
 
-    def __init__(self, *, masks: bool = False) -> None:
-        self.masks = masks
+    `masks` is whether the masks are kept; None: where both the truth and what was found have them.
+    """
+
+    def __init__(self, *, masks: bool | None = False) -> None:
+        self._masks = masks
         self.images: dict[int, ImageDetections] = {}
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def masks(self) -> bool:
+        """Whether there are masks to measure."""
+        if self._masks is None:
+            kept = [image.found_rles is not None for image in self.images.values()]
+            return bool(kept) and all(kept)
+        return self._masks
 
     def add(self, number: int, truth: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         """One image: its truth (`size`, `boxes`, `labels`; `crowd`, `difficult`, `area`, `rles`)
@@ -47,7 +58,8 @@ class Detections:
         scores = _array(found["scores"], np.float32)
         usable = np.isfinite(found_boxes).all(1) & np.isfinite(scores)
         rles = found_rles = None
-        if self.masks:
+        both = "rles" in truth and "rles" in found
+        if both if self._masks is None else self._masks:
             rles = _codes(truth["rles"], boxes, (height, width))
             codes = [found["rles"][row] for row in np.flatnonzero(usable)]
             found_rles = _codes(codes, found_boxes[usable], (height, width))

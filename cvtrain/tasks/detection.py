@@ -1,6 +1,7 @@
 """Any number of objects in each image: a class and a box for each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from cvtrain.errors import ConfigError
 from cvtrain.metrics.boxes import draw_boxes
 from cvtrain.metrics.sheet import sheet
 from cvtrain.tasks.base import Metric, Picture, Task
-from cvtrain.tasks.detection_evaluator import TRUE, YEARS, DetectionEvaluator
+from cvtrain.tasks.detection_evaluator import TRUE, YEARS, DetectionEvaluator, WithLosses
+from cvtrain.tasks.detection_mirror import merged, mirrored_back, mirrored_boxes
 from cvtrain.tasks.shown import as_seen
 
 Found = dict[str, Tensor]  # of an image: `boxes` [n, 4], `labels` [n], `scores` [n], `masks`
@@ -25,7 +27,8 @@ class Detection(Task):
     the others are figures (over several processes, what they alone would train has to be frozen:
     model.freeze). `loss_weights` multiply them by name. `voc` adds Pascal VOC's `voc_mAP`: of 2007,
     read at eleven recalls, or of 2010 on, the area under the curve. `masks` adds the twelve figures
-    of masks as `mask_mAP` and so on.
+    of masks as `mask_mAP` and so on; null: if both the data and the network have them. `flip`
+    evaluates each image and its mirror image, `val_losses` the losses, too.
     """
 
     primary = Metric("mAP", higher_is_better=True)
@@ -37,7 +40,9 @@ class Detection(Task):
         losses: Sequence[str] | None = None,
         loss_weights: dict[str, float] | None = None,
         voc: int | None = None,
-        masks: bool = False,
+        masks: bool | None = None,
+        flip: bool = False,
+        val_losses: bool = False,
     ) -> None:
         if losses is not None and (isinstance(losses, str) or not losses):
             raise ConfigError(f"task.losses={losses} is no list of losses", "", "type null for all")
@@ -45,6 +50,7 @@ class Detection(Task):
             raise ConfigError(f"task.voc={voc}", "", "type task.voc=2007, or 2010 for all since")
         self.num_classes, self.voc, self.masks = num_classes, voc, masks
         self.chosen, self.weights = losses, loss_weights or {}
+        self.flip, self.val_losses = flip, val_losses
 
     @classmethod
     def outputs(cls, info: DataInfo, arguments: dict[str, Any]) -> int:
@@ -52,7 +58,8 @@ class Detection(Task):
         return len(info.classes) + 1
 
     def losses(self, model: nn.Module, batch: DetectionBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        inputs = (batch.images, targets_of(model, batch), *proposals_of(model, batch))
+        targets, flaw = without_flaws(targets_of(model, batch))
+        inputs = (batch.images, targets, *proposals_of(model, batch))
         images = torch.tensor(float(len(batch.images)), device=batch.ids.device)
         pairs = {
             name: value if isinstance(value, tuple) else (value.float() * images, images)
@@ -63,7 +70,7 @@ class Detection(Task):
             raise ConfigError(what, "task.losses", f"its losses are {', '.join(pairs)}")
         for name, (total, count) in pairs.items():
             trains = self.chosen is None or name in self.chosen
-            weighted = total * self.weights.get(name, 1.0)
+            weighted = total * self.weights.get(name, 1.0) + flaw
             pairs[name] = (weighted if trains else weighted.detach(), count)
         return pairs
 
@@ -74,10 +81,30 @@ class Detection(Task):
         counts, device = network.loss_counts(len(batch.images)), batch.ids.device
         return {name: torch.tensor(float(count), device=device) for name, count in counts.items()}
 
-    def predict(self, model: nn.Module, batch: DetectionBatch) -> list[Found]:
+    def predict(self, model: nn.Module, batch: DetectionBatch) -> list[Found] | WithLosses:
         """Of each image, in the pixels of what the network was given."""
+        found = self.found(model, batch)
+        if self.flip:
+            widths = [image.shape[-1] for image in batch.images]
+            again = map(mirrored_back, self.found(model, mirrored(batch)), widths)
+            found = [merged(both) for both in zip(found, again, strict=True)]
+        return WithLosses(found, self.evaluated(model, batch)) if self.val_losses else found
+
+    def found(self, model: nn.Module, batch: DetectionBatch) -> list[Found]:
         found = model(batch.images, None, *proposals_of(model, batch))
         return [usable(f, image) for f, image in zip(found, batch.images, strict=True)]
+
+    @torch.no_grad()
+    def evaluated(
+        self, model: nn.Module, batch: DetectionBatch
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The losses of a network that is otherwise in evaluation; the same draws each time."""
+        # Not through DistributedDataParallel, which would wait for processes without such a batch.
+        network = network_of(model)
+        devices = [batch.ids.device] if batch.ids.is_cuda else []
+        with giving_losses(network), torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            return self.losses(network, batch)
 
     def evaluator(self) -> DetectionEvaluator:
         return DetectionEvaluator(self.num_classes, voc=self.voc, masks=self.masks)
@@ -102,10 +129,32 @@ def network_of(model: nn.Module) -> Any:
     return inner if isinstance(inner, nn.Module) else model
 
 
+@contextmanager
+def giving_losses(network: nn.Module) -> Iterator[None]:
+    """As in training, but for what has no parts: batch norm, dropout and the like, which are as in
+    evaluation."""
+    asking = [m for m in network.modules() if m is network or next(m.children(), None) is not None]
+    asking = [module for module in asking if not module.training]
+    try:
+        for module in asking:
+            module.training = True
+        yield
+    finally:
+        for module in asking:
+            module.training = False
+
+
 def called(model: nn.Module, *inputs: Any) -> dict[str, Any]:
-    """In training. Raises ConfigError where a process waits for gradients that none computes."""
+    """In training. Raises ConfigError where a process waits for gradients that none computes, or
+    batch norm has but one value.
+    """
     try:
         return model(*inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        what = "batch norm needs more than one image"
+        raise ConfigError(what, "data.batch_size", "type data.batch_size=2") from error
     except RuntimeError as error:
         if "finished reduction" not in str(error):
             raise
@@ -118,10 +167,19 @@ def targets_of(model: nn.Module, batch: DetectionBatch) -> list[dict[str, Tensor
     learnt = getattr(network_of(model), "needs_masks", False)
     if learnt and not all("masks" in target for target in batch.targets):
         what = "the network learns masks, and the data give none"
-        raise ConfigError(
-            what, "model, data", "type another model, as model=fasterrcnn_resnet50_fpn"
-        )
+        fix = "type data.masks=true (data=coco has them), or model=fasterrcnn_resnet50_fpn"
+        raise ConfigError(what, "model, data", fix)
     return batch.targets
+
+
+def without_flaws(targets: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Every box finite, and 0, or NaN if one was not: the loss has to say so, where a network may
+    pass over it or end the process inside torchvision."""
+    together = torch.cat([target["boxes"] for target in targets])
+    finite = together.isfinite().all(1, keepdim=True)
+    sound = together.where(finite, together.new_tensor([0, 0, 1, 1]))
+    each = sound.split([len(target["boxes"]) for target in targets])
+    return [{**t, "boxes": b} for t, b in zip(targets, each, strict=True)], (together * 0).sum()
 
 
 def proposals_of(model: nn.Module, batch: DetectionBatch) -> tuple[list[Tensor], ...]:
@@ -130,8 +188,18 @@ def proposals_of(model: nn.Module, batch: DetectionBatch) -> tuple[list[Tensor],
         return ()
     if batch.proposals is None:
         what = "the network takes proposals, and the data give none"
-        raise ConfigError(what, "model, data", "type another model, as model=faster_rcnn")
+        fix = "type data.proposals=grid (or selective_search, or a FILE), or model=faster_rcnn"
+        raise ConfigError(what, "model, data.proposals", fix)
     return (batch.proposals,)
+
+
+def mirrored(batch: DetectionBatch) -> DetectionBatch:
+    """Its images, and the proposals of them."""
+    images, proposals = [image.flip(-1) for image in batch.images], batch.proposals
+    if proposals is not None:
+        widths = (image.shape[-1] for image in images)
+        proposals = [mirrored_boxes(*one) for one in zip(proposals, widths, strict=True)]
+    return batch._replace(images=images, proposals=proposals)
 
 
 def usable(found: Found, image: Tensor) -> Found:

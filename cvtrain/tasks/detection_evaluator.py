@@ -1,6 +1,6 @@
 """What an evaluation of a detector keeps, counts and shows."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,23 +27,51 @@ SHOWN = 8  # images
 YEARS = {2007: 11, 2010: None}  # from when on Pascal VOC read the precision at so many points
 
 
+class WithLosses(NamedTuple):
+    """What is predicted of a batch, and the losses on it: name to (sum, count)."""
+
+    found: list[dict[str, Tensor]]
+    losses: dict[str, tuple[Tensor, Tensor]]
+
+
+class Kept(NamedTuple):
+    """Of one process."""
+
+    images: dict[int, ImageDetections]
+    losses: dict[str, tuple[float, float]]
+
+
 class DetectionEvaluator:
     """Keeps every image's truth and detections: average precision is no sum over images."""
 
-    def __init__(self, num_classes: int, *, voc: int | None = None, masks: bool = False) -> None:
+    def __init__(
+        self, num_classes: int, *, voc: int | None = None, masks: bool | None = None
+    ) -> None:
         self.names = [str(number) for number in range(num_classes)]
         self.voc, self.masks = voc, masks
         self.totals: dict[str, Tensor] = {}
         self.detections = Detections(masks=masks)
         self.coco: CocoFigures | None = None  # of boxes, once computed
+        # Not among the totals, whose names every process has to know, also one without a batch.
+        self.losses: dict[str, tuple[float, float]] = {}
 
-    def update(self, predictions: list[dict[str, Tensor]], batch: DetectionBatch) -> None:
+    def update(
+        self, predictions: list[dict[str, Tensor]] | WithLosses, batch: DetectionBatch
+    ) -> None:
         """Predictions are in the pixels of the network's images, truths in those of the files."""
+        if isinstance(predictions, WithLosses):
+            predictions, losses = predictions
+            self._add({name: (t.item(), n.item()) for name, (t, n) in losses.items()})
         numbers = batch.ids.tolist()
         for number, found, image, truth in zip(
             numbers, predictions, batch.images, batch.truths, strict=True
         ):
             self.detections.add(number, truth, self.in_file(found, image, truth))
+
+    def _add(self, losses: dict[str, tuple[float, float]]) -> None:
+        for name, (total, count) in losses.items():
+            before = self.losses.get(name, (0.0, 0.0))
+            self.losses[name] = (before[0] + total, before[1] + count)
 
     def in_file(
         self, found: dict[str, Tensor], image: Tensor, truth: dict[str, Any]
@@ -56,10 +84,12 @@ class DetectionEvaluator:
             **found,
             "boxes": boxes * boxes.new_tensor([across, down, across, down]),
         }
-        if self.masks:
-            if "masks" not in found or "rles" not in truth:
-                what = "the network finds no masks" if "rles" in truth else "the data give no masks"
-                raise ConfigError(what, "task.masks=true", "type task.masks=false")
+        both = "masks" in found and "rles" in truth
+        if self.masks and not both:
+            what = "the network finds no masks" if "rles" in truth else "the data give no masks"
+            fix = "type task.masks=null to measure them where there are some"
+            raise ConfigError(what, "task.masks=true", fix)
+        if both and self.masks is not False:
             sharp = (resized(mask, height, width) > 0.5 for mask in found["masks"])
             there["rles"] = [code for mask in sharp for code in encode_masks(mask)]
         return there
@@ -68,20 +98,24 @@ class DetectionEvaluator:
         """Per cent; a figure without a true object (of its size) is left out, `mAP` is then 0."""
         self.coco = coco_map(self.detections, self.names)
         figures = {"mAP": 0.0, **self.coco.figures}
-        if self.masks:
+        if self.detections.masks:
             of_masks = coco_map(self.detections, self.names, iou_type="segm").figures
             figures |= {f"mask_{name}": value for name, value in of_masks.items()}
         if self.voc is not None:
             figures["voc_mAP"], _ = voc_map(self.detections, self.names, points=YEARS[self.voc])
-        return figures
+        means = {name: total / count for name, (total, count) in self.losses.items() if count}
+        return figures | means
 
     # What there is to show
 
-    def kept(self) -> dict[int, ImageDetections]:
-        return self.detections.kept()
+    def kept(self) -> Kept:
+        return Kept(self.detections.kept(), self.losses)
 
-    def merge(self, kept: list[dict[int, ImageDetections]]) -> None:
-        self.detections.merge(kept)
+    def merge(self, kept: list[Kept]) -> None:
+        self.detections.merge([of_one.images for of_one in kept])
+        self.losses = {}
+        for of_one in kept:
+            self._add(of_one.losses)
 
     def report(self, source: Any) -> dict[str, Any]:
         """`per_category`: of each its average precision in per cent, None without true objects."""

@@ -107,6 +107,7 @@ def _own(name: str, config: Config) -> tuple[Source, int]:
     defaults = {key: p.default for key, p in inspect.signature(target).parameters.items()}
     classes, channels = defaults.get("num_classes"), defaults.get("in_channels")
     classes = classes if isinstance(classes, int) else 1000
+    classes -= config.model.task == "detection"  # which count the background
     channels = channels if isinstance(channels, int) else 3
     paper = read_papers().get(name, {}).get("input", "").split("x")[-1]
     size = int(paper or defaults.get("image_size", 224))
@@ -228,7 +229,7 @@ def is_beside(model: nn.Module, name: str) -> bool:
 
 def totals(costs: Costs, paper: dict[str, Any], *, image: str) -> list[str]:
     """The lines below the table: ours, and the paper's where it has the figure."""
-    other = f" for {paper.get('input')}" if paper.get("input") != image else ""
+    other = f" for {paper.get('input')}" if paper.get("input", image) != image else ""
 
     def kinds(counts: Counter[str]) -> str:
         return ", ".join(f"{count} {name}" for name, count in counts.most_common() if count)

@@ -49,6 +49,23 @@ class FaultyDetection(Interrupted, Detection):
     """Boxes."""
 
 
+class BadDetection(FaultyDetection):
+    """In the third step a number of the second image is not finite: `pixel_nan`, `box_inf`, ..."""
+
+    def __init__(self, *, num_classes: int, bad: str, **rest: Any) -> None:
+        super().__init__(num_classes=num_classes, **rest)
+        self.bad, value = bad.split("_")
+        self.value = float(value)
+
+    def losses(self, model: nn.Module, batch: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        if self.losses_seen == 2 and self.bad == "pixel":
+            batch.images[1][0, 5, 5] = self.value
+        if self.losses_seen == 2 and self.bad == "box":
+            boxes = torch.tensor([[4.0, 4, self.value, 20]])
+            batch.targets[1] |= {"boxes": boxes, "labels": torch.tensor([1])}
+        return super().losses(model, batch)
+
+
 class Slow(Faulty):
     """A batch takes a hundredth of a second, so that something can be done while it lasts."""
 

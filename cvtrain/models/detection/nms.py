@@ -7,13 +7,11 @@ the defaults are those of the authors' code.
 Differs: the last pixel of a box is no part of it (the authors' code adds 1 to every side).
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-METHODS = ("nms", "linear", "gaussian")
+METHODS = ("hard", "linear", "gaussian")
 
 
 def soft_nms(
@@ -57,43 +55,17 @@ def suppress(
     scores: Tensor,
     labels: Tensor,
     *,
-    method: str = "nms",
+    method: str = "hard",
     iou: float = 0.5,
     sigma: float = 0.5,
     least: float = 0.001,
 ) -> tuple[Tensor, Tensor]:
-    """`soft_nms`, or by method nms the plain one, which drops what overlaps by more than `iou`."""
-    if method != "nms":
+    """`soft_nms`, or by method hard the plain one, which drops what overlaps by more than `iou`."""
+    if method != "hard":
         return soft_nms(boxes, scores, labels, method=method, iou=iou, sigma=sigma, least=least)
     places = batched_nms(boxes.float(), scores.float(), labels, iou)
     kept = places[scores[places] >= least]
     return kept, scores[kept].float()
-
-
-def merge_detections(
-    runs: Sequence[dict[str, Tensor]],
-    *,
-    method: str = "nms",
-    iou: float = 0.5,
-    sigma: float = 0.5,
-    least: float = 0.001,
-    most: int = 100,
-) -> dict[str, Tensor]:
-    """One image's detections of several runs (scales, flips, networks) as those of one, the best
-    `most` of them by falling score. Boxes are in the same pixels; `masks` go along.
-    """
-    together = {name: torch.cat([run[name] for run in runs]) for name in runs[0]}
-    places, scores = suppress(
-        together["boxes"],
-        together["scores"],
-        together["labels"],
-        method=method,
-        iou=iou,
-        sigma=sigma,
-        least=least,
-    )
-    merged = {name: values[places[:most]] for name, values in together.items()}
-    return {**merged, "scores": scores[:most]}
 
 
 def _decayed(

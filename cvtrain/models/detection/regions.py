@@ -3,16 +3,18 @@ and how detections are picked from what is said of them.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from cvtrain.errors import ConfigError
 from cvtrain.models.detection.boxes import STDS, decode
 from cvtrain.models.detection.matching import POSITIVE, match_proposals, sample
+from cvtrain.models.detection.nms import METHODS, suppress
+from cvtrain.models.resnet import check_choice
 
 LEAST = 0.01  # pixels: a detection, as a proposal, has at least this width and height
 Pairs = dict[str, tuple[Tensor, Tensor]]
@@ -44,7 +46,8 @@ class RegionDetector(nn.Module):
 
     samples: regions an image in a step, at most `object_share` of them objects (IoU >= 0.5), the
     others of IoU `background` to below 0.5. score, nms, detections: how sure, how far apart (IoU),
-    and how many an image detections are.
+    and how many an image detections are. nms_method, sigma, final_score: Soft-NMS (see nms.py) in
+    place of the plain one; what has decayed below `final_score` goes.
     """
 
     needs_proposals = True
@@ -57,11 +60,20 @@ class RegionDetector(nn.Module):
         background: float = 0.1,
         score: float = 0.05,
         nms: float = 0.3,
+        nms_method: Literal["hard", "linear", "gaussian"] = "hard",
+        sigma: float = 0.5,
+        final_score: float = 0.001,
         detections: int = 100,
     ) -> None:
         super().__init__()
+        check_choice("nms_method", nms_method, METHODS)
+        if not sigma > 0:
+            raise ConfigError("sigma is above 0", f"model.sigma={sigma}", "type model.sigma=0.5")
         self.samples, self.object_share, self.background = samples, object_share, background
         self.score, self.nms, self.detections = score, nms, detections
+        # Nothing decays under the plain method: `score` has said it all.
+        least = 0.0 if nms_method == "hard" else final_score
+        self.soft: dict[str, Any] = {"method": nms_method, "sigma": sigma, "least": least}
 
     def look(self, images: list[Tensor]) -> Tensor:
         """What is computed once for an image: [N, C, h, w]."""
@@ -79,7 +91,8 @@ class RegionDetector(nn.Module):
     ) -> Pairs | Detections:
         if proposals is None:
             what = f"{type(self).__name__} takes proposals, and the data give none"
-            raise ConfigError(what, "model", "type model=faster_rcnn, which makes its own")
+            fix = "type data.proposals=grid, or model=faster_rcnn, which makes its own"
+            raise ConfigError(what, "model", fix)
         sizes = sizes_of(images)
         proposals = [tidy(*image) for image in zip(proposals, sizes, strict=True)]
         if self.training:
@@ -141,8 +154,9 @@ class RegionDetector(nn.Module):
             boxes = clip_boxes_to_image(decode(said.offsets[region, labels], boxes, STDS), size)
         large = remove_small_boxes(boxes, LEAST)  # what is not finite is not large either
         boxes, chances, labels = boxes[large], chances[large], labels[large]
-        kept = batched_nms(boxes, chances, labels, self.nms)[: self.detections]
-        return {"boxes": boxes[kept], "labels": labels[kept], "scores": chances[kept]}
+        kept, chances = suppress(boxes, chances, labels, iou=self.nms, **self.soft)
+        best = kept[: self.detections]
+        return {"boxes": boxes[best], "labels": labels[best], "scores": chances[: len(best)]}
 
 
 def tidy(proposals: Tensor, size: Size) -> Tensor:

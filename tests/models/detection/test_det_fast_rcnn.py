@@ -129,6 +129,41 @@ def test_detections_by_hand() -> None:
     assert model.pick(nothing, proposals[:0], (70, 80))["boxes"].shape == (0, 4)
 
 
+def picked(**arguments: object) -> dict[str, Tensor]:
+    """Of three proposals of class 1, whose IoUs with the first are 2/3 and 1/4, and one of 2."""
+    proposals = torch.tensor([[0.0, 0, 10, 10], [2, 0, 12, 10], [6, 0, 16, 10], [0, 0, 10, 10]])
+    chances = torch.tensor([[0.1, 0.9, 0.0], [0.2, 0.8, 0.0], [0.3, 0.7, 0.0], [0.4, 0.0, 0.6]])
+    model = tiny(num_classes=3, nms=0.5, **arguments).eval()
+    return model.pick(Said((chances + 1e-9).log(), torch.zeros(4, 3, 4)), proposals, (40, 40))
+
+
+def test_overlapping_detections_go_or_lose_score() -> None:
+    """Soft-NMS by hand: the third, of IoU 3/7 with the second and 1/4 with the first."""
+    hard = picked()
+    assert hard["labels"].tolist() == [1, 1, 2]
+    assert hard["scores"].tolist() == pytest.approx([0.9, 0.7, 0.6])
+    linear = picked(nms_method="linear")
+    assert linear["labels"].tolist() == [1, 1, 2, 1]
+    assert linear["scores"].tolist() == pytest.approx([0.9, 0.7, 0.6, 0.8 / 3])
+    assert linear["boxes"][:, 0].tolist() == [0, 6, 0, 2]
+    assert picked(nms_method="linear", final_score=0.3)["boxes"][:, 0].tolist() == [0, 6, 0]
+    assert picked(nms_method="linear", detections=2)["scores"].tolist() == pytest.approx([0.9, 0.7])
+
+    def kept(iou: float) -> float:
+        return math.exp(-(iou**2) / 0.4)
+
+    gaussian = picked(nms_method="gaussian", sigma=0.4)
+    third = 0.7 * kept(1 / 4)
+    second = 0.8 * kept(2 / 3) * kept(3 / 7)
+    assert gaussian["scores"].tolist() == pytest.approx(sorted([0.9, 0.6, third, second])[::-1])
+
+
+def test_the_plain_method_has_one_threshold() -> None:
+    scores = picked(score=0.0, final_score=0.99)["scores"]
+    assert scores.tolist()[:3] == pytest.approx([0.9, 0.7, 0.6])
+    assert scores.min() < 1e-6
+
+
 @torch.no_grad()
 def test_evaluation() -> None:
     model = tiny(score=0.0).eval()
@@ -169,6 +204,10 @@ def test_refusals() -> None:
         tiny()([torch.zeros(3, 64, 64)], [TARGET])
     with pytest.raises(ConfigError, match=r"model\.roi_pool=mean"):
         tiny(roi_pool="mean")
+    with pytest.raises(ConfigError, match=r"model\.nms_method=soft; .*hard, linear, gaussian"):
+        tiny(nms_method="soft")
+    with pytest.raises(ConfigError, match=r"model\.sigma=0"):
+        tiny(nms_method="gaussian", sigma=0.0)
     with pytest.raises(ConfigError, match=r"model\.body\.name=vgg"):
         tiny(body={"name": "vgg"})
     with pytest.raises(ConfigError, match=r"roi_pool=spp"):

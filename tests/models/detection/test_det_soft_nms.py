@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from cvtrain.models.detection.nms import merge_detections, soft_nms, suppress
+from cvtrain.models.detection.nms import METHODS, soft_nms, suppress
 
 
 def plain(
@@ -97,7 +97,7 @@ def test_the_same_box_twice_and_empty_boxes(method: str) -> None:
     assert rescored.tolist() == pytest.approx([0.9, 0.5, 0.5])
 
 
-@pytest.mark.parametrize("method", ["nms", "linear", "gaussian"])
+@pytest.mark.parametrize("method", METHODS)
 def test_nothing_found(method: str) -> None:
     places, scores = suppress(
         torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), method=method
@@ -126,28 +126,3 @@ def test_plain_suppression_is_torchvisions() -> None:
 def test_an_unknown_method_is_named() -> None:
     with pytest.raises(ValueError, match="linear or gaussian, not quadratic"):
         soft_nms(*drawn(3, seed=0), method="quadratic")
-
-
-@pytest.mark.parametrize("method", ["nms", "linear", "gaussian"])
-def test_runs_are_merged(method: str) -> None:
-    """What one run found twice comes once, what only one found stays; masks go along."""
-    boxes = torch.tensor([[0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 10], [90, 0, 99, 9.0]])
-    first = {
-        "boxes": boxes[:2],
-        "scores": torch.tensor([0.9, 0.8]),
-        "labels": torch.tensor([1, 2]),
-        "masks": torch.tensor([1, 2]).view(2, 1, 1, 1),
-    }
-    second = {
-        "boxes": boxes[2:],
-        "scores": torch.tensor([0.95, 0.3]),
-        "labels": torch.tensor([1, 1]),
-        "masks": torch.tensor([3, 4]).view(2, 1, 1, 1),
-    }
-    merged = merge_detections([first, second], method=method, iou=0.5, sigma=0.1)
-    assert merged["masks"].flatten().tolist() == [3, 2, 4]
-    assert merged["labels"].tolist() == [1, 2, 1]
-    assert merged["boxes"].equal(boxes[[2, 1, 3]])
-    assert merged["scores"].tolist() == pytest.approx([0.95, 0.8, 0.3])
-    best = merge_detections([first, second], method=method, sigma=0.1, most=1)
-    assert best["scores"].tolist() == pytest.approx([0.95])
