@@ -1,5 +1,6 @@
-"""The only place that makes objects of a config: data, then the network (sized by the data),
-optimizer, schedule, task."""
+"""From a config to its objects: data (their loaders: build_loaders.py), then the network, sized by
+the data, optimizer, schedule, task. Targets are resolved in targets.py alone.
+"""
 
 import inspect
 import logging
@@ -12,14 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cvtrain.build_loaders import build_loaders
-from cvtrain.config import (
-    STEP_UNITS,
-    Config,
-    Duration,
-    OptimizerConfig,
-    Unit,
-)
+from cvtrain.config import Config, OptimizerConfig
 from cvtrain.data.source import Source
+from cvtrain.durations import STEP_UNITS, Duration, Unit
 from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.layers import Frozen, parameters_of, rates
 from cvtrain.engine.plan import Parts, Plan
@@ -175,14 +171,15 @@ def head_of(config: Config, source: Source, model: nn.Module) -> dict[str, int]:
 
 def _schedule(config: Config, steps_per_epoch: int) -> Schedule:
     scheduler, trainer = config.scheduler, config.trainer
+    head_first = _in_steps(trainer.head_first, steps_per_epoch)
     arguments = {name: _in_steps(value, steps_per_epoch) for name, value in scheduler.args.items()}
     arguments |= {
         "_target_": scheduler.args.get("_target_"),
         "warmup": _in_steps(scheduler.warmup, steps_per_epoch),
         "warmup_from": scheduler.warmup_from,
         "warmup_shape": scheduler.warmup_shape,
-        "head_first": _in_steps(trainer.head_first, steps_per_epoch),
-        "after_head": trainer.after_head if _in_steps(trainer.head_first, 1) else 1.0,
+        "head_first": head_first,
+        "after_head": trainer.after_head if head_first else 1.0,
     }
     return make(arguments, Schedule, key="scheduler", trust=config.trust)
 

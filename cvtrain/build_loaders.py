@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from cvtrain.config import Config, EvalSplit, Sampler
 from cvtrain.data.arrays import Arrays
 from cvtrain.data.augment import BatchTransform
+from cvtrain.data.image_folder import ImageSource
 from cvtrain.data.loader import ArrayLoader, FileLoader, Loader, Order
 from cvtrain.data.source import Augmentations, Source
 from cvtrain.engine.distributed import Ranks
@@ -22,15 +23,32 @@ from cvtrain.targets import make
 def build_loaders(
     config: Config, source: Source, size: int, *, device: torch.device, ranks: Ranks
 ) -> tuple[Loader, Loader]:
-    # Evaluated on the training split, a run sees what it was trained on, unchanged.
-    on_train = config.eval.split is EvalSplit.train
     augmentations = _augmentations(config, source)
     training = make_loader(
         config, source.train(size, augmentations), source, size, True, device, ranks
     )
-    plain = source.train(size, Augmentations()) if on_train else source.val(size)
+    return training, evaluation_loader(config, source, size, device=device, ranks=ranks)
+
+
+def evaluation_loader(
+    config: Config, source: Source, size: int, *, device: torch.device, ranks: Ranks
+) -> Loader:
+    """The split `eval.split`, unchanged, in `eval.views`."""
+    plain = split_of(source, config.eval.split, size)
     plain = source.in_views(plain, config.eval.views, config.eval.scales)
-    return training, make_loader(config, plain, source, size, False, device, ranks)
+    return make_loader(config, plain, source, size, False, device, ranks)
+
+
+def split_of(source: Source, split: EvalSplit, size: int) -> Any:
+    """A split as it is, not augmented. Raises ConfigError for one that the data have not."""
+    if split is EvalSplit.train:
+        return source.train(size, Augmentations())
+    if split is EvalSplit.val:
+        return source.val(size)
+    if isinstance(source, ImageSource):
+        return source.part(split, size)
+    what = f"{source.info.name} has no split {split}"
+    raise ConfigError(what, f"eval.split={split}", "type eval.split=val or eval.split=train")
 
 
 def _augmentations(config: Config, source: Source) -> Augmentations:
@@ -63,7 +81,7 @@ def make_loader(
     views = getattr(split, "views", 1)  # of each sample in evaluation
     order = Order(
         samples=len(split) if chosen is None else len(chosen),
-        batch_size=config.data.batch_size if train else max(1, _at_once(config) // views),
+        batch_size=config.data.batch_size if train else max(1, eval_batch_size(config) // views),
         train=train,
         seed=config.seed,
         accumulate=config.trainer.accumulate if train else 1,
@@ -86,7 +104,7 @@ def make_loader(
     return ArrayLoader(split.to(device), order)
 
 
-def _at_once(config: Config) -> int:
+def eval_batch_size(config: Config) -> int:
     """Images of an evaluation batch; those of detection are large."""
     detection = config.data.task == "detection"
     return config.eval.batch_size or (config.data.batch_size if detection else 256)

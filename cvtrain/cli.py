@@ -4,6 +4,7 @@ import os
 import sys
 import textwrap
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from cvtrain import __version__
 from cvtrain.config import AUGMENT, GROUPS, config_dir, options
 from cvtrain.errors import ConfigError, CvtrainError, Stopped
+from cvtrain.usage import completions, verb_help
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,30 @@ class Verb:
 
 VERBS = {
     "train": Verb("train a network (the default)"),
+    "eval": Verb(
+        "measure a run again, on any data; several runs together; two against each other",
+        {"run": "", "compare": "", "merge": "nms", "out": ""},
+    ),
+    "predict": Verb(
+        "what a network says of pictures or a video",
+        {"run": "", "source": "", "out": "predictions", "format": "jsonl", "top_k": "5"}
+        | {"threshold": "", "nms": "", "draw": "true", "show": "false"}
+        | {"precision": "", "compile": "false"},
+    ),
+    "export": Verb(
+        "a network for other programs, checked against itself",
+        {"run": "", "format": "onnx", "out": ""},
+    ),
     "summary": Verb("layers, sizes, parameters, multiply-adds", {"input": "", "depth": "3"}),
     "features": Verb(
         "what a layer makes of images, into a .npz",
         {"run": "", "layer": "", "source": "data", "pool": "avg", "out": "features.npz"},
     ),
+    "proposals": Verb("the regions that a detector's RPN proposes", {"run": "", "out": ""}),
+    "check": Verb("look at a data set before training on it", {"out": "check"}),
+    "report": Verb("the page of a run, report.html", {"run": "", "out": ""}),
+    "why": Verb("the value of a key and what set it"),
+    "doctor": Verb("this machine: versions, devices, disk, data, extras"),
 }
 
 # Hydra's own flags: it reads the command line as it is.
@@ -60,7 +81,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; raises CvtrainError. Returns the exit code, 0."""
     if {"-h", "--help"} & set(arguments):
-        print(help_text())
+        print(help_text(next((word for word in arguments if word in VERBS), "")))
         return 0
     if "--version" in arguments:
         print(f"cvtrain {__version__}")
@@ -70,7 +91,10 @@ def run(arguments: list[str]) -> int:
     keys, overrides = split_keys(verb, words)
     if verb != "train" and {"-m", "--multirun"} & set(flags):
         raise ConfigError(f"cvtrain {verb} has no sweep", "-m", "leave out -m")
-    if any(flag.split("=")[0] in HYDRA_FLAGS for flag in flags):
+    asked = any(word.startswith("query=") for word in words)
+    if asked and {"-sc", "--shell-completion"} & set(flags):
+        complete(flags, words)
+    elif any(flag.split("=")[0] in HYDRA_FLAGS for flag in flags):
         hydra_main(flags, overrides)
     else:
         job(overrides, extra_dir=extra_config_dir(flags), verb=verb, keys=keys)
@@ -121,6 +145,8 @@ def split_keys(verb: str, words: list[str]) -> tuple[dict[str, str], list[str]]:
         elif owners:
             fix = f"type cvtrain {owners[0]} {word}"
             raise ConfigError(f"{key} is a key of cvtrain {' and '.join(owners)}", word, fix)
+        elif verb == "why" and not value and not word.startswith("~"):
+            keys["names"] = f"{keys.get('names', '')} {key}".strip()  # what it is asked for
         else:
             rest.append(word)
     return keys, rest
@@ -191,21 +217,27 @@ def hydra_main(flags: list[str], overrides: list[str]) -> None:
         raise explain(error, overrides) from error
 
 
-def help_text() -> str:
-    groups = "\n".join(
-        textwrap.fill(
-            f"{group:<10} {' '.join(options(group))}",
-            96,
-            initial_indent="  ",
-            subsequent_indent=" " * 13,
-        )
-        for group in (*GROUPS, AUGMENT)
-    )
-    verbs = "\n".join(
-        f"  {name:<10} {verb.about}"
-        + f"\n{' ' * 13}{' '.join(f'{k}={v}' for k, v in verb.keys.items())}" * bool(verb.keys)
-        for name, verb in VERBS.items()
-    )
+def complete(flags: list[str], words: list[str]) -> None:
+    """Answer a shell: verbs and their keys, then Hydra's groups and keys. An error says nothing."""
+    line = os.environ.get("COMP_LINE", "cvtrain ")
+    ours, rest = completions(line, {name: verb.keys for name, verb in VERBS.items()})
+    print("\n".join(ours))
+    os.environ["COMP_LINE"] = rest
+    with suppress(CvtrainError):
+        hydra_main(flags, words)
+
+
+def help_text(verb: str = "") -> str:
+    """Of a verb, or of everything."""
+    if verb not in ("", "train"):
+        return verb_help(verb, VERBS[verb].about, VERBS[verb].keys)
+    groups = "\n".join(_row(group, options(group)) for group in (*GROUPS, AUGMENT))
+    rows = []
+    for name, one in VERBS.items():
+        rows.append(f"  {name:<10} {one.about}")
+        if one.keys:
+            rows.append(_row("", [f"{key}={default}" for key, default in one.keys.items()]))
+    verbs = "\n".join(rows)
     return f"""cvtrain {__version__}: train the classic vision networks from one command
 
   cvtrain                                              train the small default on its own data
@@ -218,7 +250,7 @@ def help_text() -> str:
   cvtrain summary model=resnet50                       its layers and what they cost
   cvtrain features run=outputs/... layer=layer3 source=photos
 
-verbs (cvtrain VERB key=value ...)
+verbs (cvtrain VERB key=value ...; cvtrain VERB --help)
 {verbs}
 
 groups (group=choice, then group.key=value; augment=[flip,mixup], then data.augment.mixup.alpha=0.5)
@@ -227,3 +259,8 @@ groups (group=choice, then group.key=value; augment=[flip,mixup], then data.augm
 other keys
   seed data_dir resume resume_allow trust traceback init.weights init.reset_head hydra.run.dir
   durations: 20ep (epochs), 500st (optimizer steps), 30min (trainer.duration only)"""
+
+
+def _row(name: str, words: list[str]) -> str:
+    text = f"  {name:<10} {' '.join(words)}"
+    return textwrap.fill(text, 96, subsequent_indent=" " * 13, break_on_hyphens=False)

@@ -51,7 +51,7 @@ class Composed:
 
 
 @contextmanager
-def _hydra() -> Iterator[None]:
+def hydra_ready() -> Iterator[None]:
     """Hydra ready to compose, also inside a job of `-m`, whose own Hydra is put back at the end."""
     backup = get_gh_backup()
     GlobalHydra.instance().clear()
@@ -74,7 +74,7 @@ def compose_config(
     final, recipe, sets = with_recipe(overrides, extra_dir)
     if extra_dir:
         final.append(f"hydra.searchpath=['file://{extra_dir.resolve()}']")
-    with _hydra():
+    with hydra_ready():
         try:
             cfg = compose("config", final, return_hydra_config=True)
             chosen = cfg.hydra.runtime.choices
@@ -237,7 +237,7 @@ def _valid_keys(overrides: list[str]) -> list[str]:
     """Every key of the config that the typed choices alone compose to; inner ones too."""
     groups = [text.split(",")[0] for text in overrides if text.partition("=")[0] in GROUPS]
     groups = with_recipe(groups)[0]  # with the task of the data
-    with _hydra():
+    with hydra_ready():
         try:
             known = flat(OmegaConf.to_container(compose("config", groups)))
         except COMPOSITION_ERRORS:

@@ -95,8 +95,12 @@ class Views(StrEnum):
 
 
 class EvalSplit(StrEnum):
+    """`test` where the data have one, `all` of a folder that is not split."""
+
     val = "val"
     train = "train"
+    test = "test"
+    all = "all"
 
 
 class WarmupShape(StrEnum):

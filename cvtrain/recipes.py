@@ -12,7 +12,7 @@ from cvtrain.config import AUGMENT, AUGMENT_KEY, GROUPS, config_dir, flat, optio
 # Their right-hand sides are paths, which Hydra's grammar would refuse for a bracket or a space.
 PATH_KEYS = (
     *("data_dir", "data.root", "resume", "init.weights", "hydra.run.dir"),
-    *("model.pretrained", "model.pretrained_backbone"),
+    *("model.pretrained", "model.pretrained_backbone", "model.fitted", "data.proposals"),
 )
 
 # What is not typed, where the defaults are of another task.
@@ -103,8 +103,8 @@ def _prepare_recipe(
 
 
 def _load(group: str, name: str, extra_dir: Path | None) -> DictConfig:
-    """A choice's file, the user's own before ours; empty where there is none."""
-    folders = (folder for folder in (extra_dir, config_dir()) if folder)
+    """A choice's file, ours before the user's own, as Hydra has it; empty where there is none."""
+    folders = (folder for folder in (config_dir(), extra_dir) if folder)
     files = [folder / group / f"{name}.yaml" for folder in folders]
     found = next((file for file in files if file.exists()), None)
     loaded = OmegaConf.load(found) if found else OmegaConf.create()

@@ -1,9 +1,10 @@
 """For every test: one thread of OpenMP, and the table of faults that is written on request."""
 
+import logging
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import faults
@@ -24,6 +25,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if "CVTRAIN_NIGHTLY" not in os.environ else ():
         if item.get_closest_marker("nightly"):
             item.add_marker(pytest.mark.skip(reason="set CVTRAIN_NIGHTLY=1"))
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
+    """What we log, a line each."""
+    caplog.set_level(logging.INFO, logger="cvtrain")
+    logger = logging.getLogger("cvtrain")
+    before, logger.propagate = logger.propagate, True  # a run in this process may have changed it
+    yield lambda: "\n".join(record.getMessage() for record in caplog.records)
+    logger.propagate = before
 
 
 @pytest.hookimpl(wrapper=True)

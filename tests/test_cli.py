@@ -142,7 +142,8 @@ def test_a_run_by_default_name(tmp_path: Path) -> None:
     names = {path.name for path in run.iterdir() if not path.name.startswith(("events.", "git"))}
     assert names == {
         *("config.yaml", "metrics.jsonl", "status.json", "summary.json", "environment.json"),
-        *("curves.png", "samples.png", "confusion.png", "worst.png", "checkpoints"),
+        *("curves.png", "samples.png", "confusion.png", "worst.png", "reliability.png"),
+        *("checkpoints", "origins.json", "report.html"),
     }
     assert "top1_err" in done.stdout
     assert str(run.relative_to(tmp_path)) in done.stdout

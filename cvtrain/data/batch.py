@@ -79,6 +79,15 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def scale_and_shift(
+    mean: list[float], std: list[float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`[C, 1, 1]` each: (x/255 - mean)/std as one multiply-add."""
+    scale = (1 / (255 * torch.tensor(std))).view(-1, 1, 1).to(device)
+    shift = (-torch.tensor(mean) / torch.tensor(std)).view(-1, 1, 1).to(device)
+    return scale, shift
+
+
 class Normalise:
     """uint8 `[N, C, H, W]` to floats of the network's size and channels, on the batch's device.
 
@@ -97,9 +106,7 @@ class Normalise:
         device: torch.device,
         channels_last: bool = False,
     ) -> None:
-        # (x/255 - mean)/std as one multiply-add.
-        self.scale = (1 / (255 * torch.tensor(std))).view(-1, 1, 1).to(device)
-        self.shift = (-torch.tensor(mean) / torch.tensor(std)).view(-1, 1, 1).to(device)
+        self.scale, self.shift = scale_and_shift(mean, std, device)
         self.size = (image_size, image_size)
         self.channels = channels
         self.format = torch.channels_last if channels_last else torch.contiguous_format

@@ -15,7 +15,7 @@ from torchvision.ops import remove_small_boxes
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from cvtrain.data.batch import DataInfo, DetectionBatch
+from cvtrain.data.batch import DataInfo, DetectionBatch, scale_and_shift
 from cvtrain.data.box_transforms import SIZING, Fit, keep_size, of_samples
 from cvtrain.data.images import read_image, shown
 from cvtrain.data.masks import decoded, resized
@@ -158,9 +158,7 @@ class NormaliseEach:
     """The images of a DetectionBatch, uint8 `[3, H, W]`, to floats, on the device they are on."""
 
     def __init__(self, *, mean: list[float], std: list[float], device: torch.device) -> None:
-        # (x/255 - mean)/std as one multiply-add.
-        self.scale = (1 / (255 * torch.tensor(std))).view(-1, 1, 1).to(device)
-        self.shift = (-torch.tensor(mean) / torch.tensor(std)).view(-1, 1, 1).to(device)
+        self.scale, self.shift = scale_and_shift(mean, std, device)
 
     def __call__(self, batch: DetectionBatch) -> DetectionBatch:
         images = [torch.addcmul(self.shift, image, self.scale) for image in batch.images]

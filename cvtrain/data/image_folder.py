@@ -140,8 +140,19 @@ class ImageSource(Source):
     def val(self, size: int) -> ImageFiles:
         return self.files(self._splits["val"], size=size, crop=self.eval_crop)
 
+    def part(self, split: str, size: int) -> ImageFiles:
+        """Any split as the validation split is seen. Raises ConfigError for one that is not."""
+        if split not in self._splits:
+            there = " or ".join(f"eval.split={name}" for name in self._splits)
+            what = f"{shown(self.root)} has no split {split}"
+            raise ConfigError(what, f"eval.split={split}", f"type {there}")
+        return self.files(self._splits[split], size=size, crop=self.eval_crop)
+
     def name_of(self, index: int, split: str = "train") -> str:
-        return shown(self._splits[split].files[index])
+        return shown(self.file_of(index, split))
+
+    def file_of(self, index: int, split: str = "train") -> Path:
+        return self._splits[split].files[index]
 
     def image_of(self, index: int, split: str = "val") -> Tensor:
         found = self._splits[split]
@@ -153,7 +164,8 @@ class ImageFolder(ImageSource):
     """Classes are the folders' names, matched by name between the splits. Raises DataError.
 
     With neither `train_dir` nor `val_dir` below `root`, `root` holds the classes, and `split` their
-    shares of training, validation and test, drawn class by class from `split_seed`.
+    shares of training, validation and test, drawn class by class from `split_seed`; `all` is a
+    split, too, which only an evaluation asks for. So is a folder `test` beside the other two.
     """
 
     def __init__(
@@ -175,6 +187,8 @@ class ImageFolder(ImageSource):
     ) -> None:
         super().__init__(root=root, mean=mean, std=std, crop_fraction=crop_fraction, on_bad=on_bad)
         self._scan = partial(scan, max_pixels=max_pixels, on_bad=on_bad)
+        self._whole: Scan | None = None  # of a folder that is not split
+        self._other_classes = allow_other_classes
         splits = self._look(train_dir, val_dir, split, split_seed, allow_other_classes)
         train = self._keep(splits)
         check_classes(train, allow_one_class=allow_one_class, allow_empty=allow_empty)
@@ -225,13 +239,29 @@ class ImageFolder(ImageSource):
         }
 
     def _one_folder(self, shares: list[float] | None, seed: int) -> dict[str, Scan]:
-        found = self._scan(self.root, class_folders(self.root))
+        self._whole = found = self._scan(self.root, class_folders(self.root))
         labels = np.array(found.labels, dtype=np.int64)
         groups = {
             name: np.flatnonzero(labels == label).tolist()
             for label, name in enumerate(found.classes)
         }
         return split_scan(found, groups, shares, seed)
+
+    def part(self, split: str, size: int) -> ImageFiles:
+        """Raises ConfigError, DataError: what nobody asked for before is looked at now."""
+        if split == "all" and self._whole is not None:
+            self._splits["all"] = self._whole
+        folder = self.root / "test"
+        if split == "test" and split not in self._splits and folder.is_dir():
+            train = self._splits["train"]
+            check_same_classes(train.root, folder, train.classes, allow=self._other_classes)
+            self._splits["test"] = self._scan(folder, train.classes)
+        return super().part(split, size)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it came in parts."""
+        return self._whole is None
 
     def in_views(self, split: Any, views: str, scales: list[int] | None) -> Any:
         ten_crop = views == "ten_crop"

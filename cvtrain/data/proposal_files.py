@@ -75,8 +75,9 @@ def write_npz(
     boxes: Sequence[NDArray[Any]],
     *,
     key: str = "",
+    typed: str = "data.root",
 ) -> None:
-    """Whole or not at all. Raises MachineError."""
+    """Whole or not at all; `typed` is the key that leads elsewhere. Raises MachineError."""
     offsets = np.cumsum([0, *map(len, boxes)])
     flat = np.concatenate([np.zeros((0, 4), np.int16), *boxes])
     if np.abs(flat).max(initial=0) < 2**15 and (flat == np.rint(flat)).all():
@@ -84,7 +85,7 @@ def write_npz(
     else:
         flat = flat.astype(np.float32)
     texts = np.array(names, np.str_)
-    with whole(file, size=flat.nbytes, key="data.root") as temporary, temporary.open("wb") as out:
+    with whole(file, size=flat.nbytes, key=typed) as temporary, temporary.open("wb") as out:
         np.savez(out, names=texts, sizes=sizes, offsets=offsets, boxes=flat, key=np.array(key))
         out.flush()
         os.fsync(out.fileno())

@@ -1,7 +1,7 @@
 """Where objects may be: boxes from outside the network, for one that judges regions (Fast R-CNN).
 
 `grid` are windows all over the image, `selective_search` those of Uijlings et al. 2013; any others
-come from a file (see proposal_files.py).
+come from a file (see proposal_files.py), or from a run whose RPN's `cvtrain proposals` wrote down.
 """
 
 import hashlib
@@ -40,6 +40,7 @@ MOST = 100_000  # boxes of an image
 SHRINK, RATIOS, STEP = 1.6, (0.5, 1.0, 2.0), 0.5  # of the windows of a grid
 CHECKED = 1000  # images of a split whose recall is measured
 IOUS = (0.5, 0.7)
+IN_RUN = "proposals"  # the folder of a run that holds its RPN's
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Proposer:
-    """`grid`, `selective_search`, or a FILE (.npz or .json) or a FOLDER of one for each split.
+    """`grid`, `selective_search`, a FILE (.npz or .json), a FOLDER of one for each split, or a RUN.
 
     `count` is how many boxes an image has at most, `smallest` how large a side of selective
     search's is, in pixels of the file. Raises ConfigError.
@@ -143,13 +144,17 @@ class Proposer:
             raise refused(file, f"cannot be read: {error.strerror}") from error
 
     def file(self, split: str) -> Path:
-        """The user's. Raises DataError for a folder that has none for the split."""
+        """The user's, or a run's. Raises DataError for a folder that has none for the split."""
         path = Path(self.method)
         if not path.is_dir():
             return path
-        for file in (path / f"{split}.npz", path / f"{split}.json"):
+        of_run = path / IN_RUN / f"{split}.npz"
+        for file in (path / f"{split}.npz", path / f"{split}.json", of_run):
             if file.exists():
                 return file
+        if (path / "checkpoints").is_dir():
+            fix = f"type cvtrain proposals run={shown(path)}"
+            raise refused(path, f"is a run without {IN_RUN}/{split}.npz", fix)
         raise refused(path, f"has neither {split}.npz nor {split}.json")
 
     def boxes(self, name: str, splits: Mapping[str, Split]) -> Boxes:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from cvtrain.data.images import Header, read_image
+from cvtrain.data.images import Header, read_image, resized
 from cvtrain.errors import ConfigError
 
 LARGEST = 500  # pixels of the long side: a larger image is searched at that size
@@ -42,20 +43,37 @@ def load_opencv() -> Any:
 def selective_search(
     cv2: Any, file: Path, header: Header, *, count: int, smallest: int
 ) -> NDArray[np.int64]:
-    """`[P, 4]`: left, top, right, bottom in pixels of the file, the largest first.
+    """`[P, 4]`: left, top, right, bottom in pixels of the file. Raises DataError (BAD-IMAGE)."""
+    width, height = within(header.width, header.height).tolist()
+    pixels, size = read_image(file, header, height, width), (header.height, header.width)
+    return searched(cv2, pixels, size, count=count, smallest=smallest)
 
-    Those of less than `smallest` pixels a side are left out, then what is smaller than the first
-    `count`. (OpenCV's own order is drawn at random.) Raises DataError (BAD-IMAGE).
+
+def within(width: int, height: int) -> NDArray[np.int64]:
+    """Width and height of an image when it is searched."""
+    size = np.array([width, height])
+    return np.maximum(1, np.rint(size * min(1, LARGEST / size.max())).astype(int))
+
+
+def searched(
+    cv2: Any, pixels: Tensor, image: tuple[int, int], *, count: int, smallest: int
+) -> NDArray[np.int64]:
+    """`[P, 4]` in pixels of an `image` (height, width), of which `pixels` `[h, w, 3]` are all.
+
+    The largest come first. Those of less than `smallest` pixels a side are left out, then what is
+    smaller than the first `count`. (OpenCV's own order is drawn at random.)
     """
-    size = np.array([header.width, header.height])
-    within = np.maximum(1, np.rint(size * min(1, LARGEST / size.max())).astype(int))
-    pixels = read_image(file, header, int(within[1]), int(within[0])).numpy()
+    size = np.array([image[1], image[0]])
+    small, header = within(image[1], image[0]), Header(pixels.shape[1], pixels.shape[0], False)
+    whole = (0, 0, header.width, header.height)
+    seen = resized(pixels, whole, header, int(small[1]), int(small[0])).numpy()
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
-    search.setBaseImage(np.ascontiguousarray(pixels[:, :, ::-1]))  # blue first
+    search.setBaseImage(np.ascontiguousarray(seen[:, :, ::-1]))  # blue first
     search.switchToSelectiveSearchFast()
     found = np.asarray(search.process(), float).reshape(-1, 2, 2)  # corner, then width and height
-    corners = np.rint(np.cumsum(found, 1) * (size / within)).astype(np.int64)
+    corners = np.rint(np.cumsum(found, 1) * (size / small)).astype(np.int64)
     sides = corners[:, 1] - corners[:, 0]
     boxes = corners.reshape(-1, 4)
     order = np.lexsort((*boxes.T, -sides.prod(1)))
-    return boxes[order[(sides >= smallest).all(1)[order]][:count]]
+    large = sides.min(1) >= smallest
+    return boxes[order[large[order]][:count]]

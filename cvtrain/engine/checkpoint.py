@@ -155,7 +155,7 @@ def sha256(path: Path) -> str:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The dict in `path`, on the CPU, verified against the manifest beside it if there is one.
 
-    Raises CheckpointError: CKPT-CORRUPT, CKPT-UNSAFE (it asks for code), CKPT-MISSING.
+    Raises CheckpointError: CKPT-CORRUPT, CKPT-UNSAFE (it asks for code), CKPT-MISSING, CKPT-NEWER.
     """
     if path.is_dir():
         unsafe = (path / ".metadata").exists()  # torch.distributed.checkpoint pickles this file
@@ -180,6 +180,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise _corrupt(path, str(error) or type(error).__name__) from error
     if not isinstance(state, dict):
         raise _corrupt(path, f"holds a {type(state).__name__}, not a dict")
+    written = state.get("format")
+    if isinstance(written, int) and written > FORMAT:
+        what = f"is of format {written}, of a newer cvtrain; this one reads up to {FORMAT}"
+        raise CheckpointError(what, str(path), "type pip install -U cvtrain", name="CKPT-NEWER")
     return state
 
 
@@ -246,6 +250,12 @@ def _pickled_globals(path: Path) -> set[str]:
     except (OSError, ValueError):
         pass  # no pickle
     return names
+
+
+def best_of(path: Path) -> Path:
+    """Of a run directory its best checkpoint, else its last; a file as it is."""
+    files = (path / "checkpoints" / name for name in ("best.pt", "last.pt"))
+    return next((file for file in files if file.exists()), path)
 
 
 def weights_of(state: dict[str, Any]) -> dict[str, Any]:

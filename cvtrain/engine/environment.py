@@ -19,7 +19,7 @@ from cvtrain.files import write_atomic
 
 PACKAGES = (
     *("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pillow", "simplejpeg"),
-    *("matplotlib", "tensorboard"),
+    *("matplotlib", "tensorboard", "bokeh"),
 )
 # By name only: an environment holds secrets.
 VARIABLES = (

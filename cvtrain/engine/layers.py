@@ -17,18 +17,26 @@ def parameters_of(model: nn.Module, layer: str, *, key: str) -> set[str]:
 
     Raises ConfigError with the nearest names.
     """
-    aliases = getattr(inspect.getmodule(type(model)), "ALIASES", {})
-    wanted = aliases.get(layer, layer)
+    wanted = aliases_of(model).get(layer, layer)
     names = [name for name, _ in model.named_parameters()]
     found = {n for n in names if fnmatchcase(n, wanted) or fnmatchcase(n, f"{wanted}.*")}
     if found:
         return found
-    layers = [*aliases, *(name for name, _ in model.named_modules() if name), *names]
-    top = [name for name, _ in model.named_children()]
-    close = difflib.get_close_matches(layer, layers, n=3, cutoff=0.5) or top
-    what = f"there is no layer {layer} with weights"
-    fix = f"the nearest are {', '.join(close)}; cvtrain summary model=NAME lists them all"
+    what, close = f"there is no layer {layer} with weights", nearest_layers(model, layer, *names)
+    fix = f"the nearest are {close}; cvtrain summary model=NAME lists them all"
     raise ConfigError(what, f"{key}={layer}", fix)
+
+
+def aliases_of(model: nn.Module) -> dict[str, str]:
+    """From the paper's names of layers to those in `named_modules`, as the model file has them."""
+    return getattr(inspect.getmodule(type(model)), "ALIASES", {})
+
+
+def nearest_layers(model: nn.Module, name: str, *further: str) -> str:
+    """Those whose names are like a wrong one, else the outermost ones."""
+    names = [*aliases_of(model), *(name for name, _ in model.named_modules() if name), *further]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return ", ".join(close or [name for name, _ in model.named_children()])
 
 
 @dataclass

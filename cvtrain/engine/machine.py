@@ -35,6 +35,13 @@ def pick_device(wanted: str, ranks: Ranks) -> torch.device:
     return torch.device("cuda", index)
 
 
+def device_name(device: torch.device) -> str:
+    """What decides on the last bits of a result: the card, or what of the CPU torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})"
+
+
 def pick_precision(wanted: Precision, device: torch.device) -> Precision:
     """`auto` becomes what the device is good at. Raises ConfigError for fp16 on the CPU."""
     if wanted is Precision.auto:

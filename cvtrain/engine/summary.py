@@ -67,10 +67,13 @@ def write_summary(
     }
     if device.type == "cuda":
         summary["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(device)
-    write_atomic(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    text = json.dumps(summary, indent=1)
+    text = ROWS.sub(lambda row: " ".join(row[0].split()), text)  # a matrix, a line for each row
+    write_atomic(run_dir / "summary.json", text + "\n")
     return summary
 
 
+ROWS = re.compile(r"\[\s+-?[\d.]+(,\s+-?[\d.]+)*\s+\]")  # of numbers
 PARTS = 8  # of a figure, in a panel
 
 
@@ -112,7 +115,18 @@ def draw_curves(lines: list[dict[str, Any]], path: Path, *, primary: str) -> Non
         figure.savefig(temporary, dpi=110, format="png")
 
 
-PER_CENT = re.compile(r"(^|_)(err|iou|(mAP|AR)\d*(_(small|medium|large))?)$")
+PER_CENT = re.compile(r"(^|_)(err|ece|iou|(mAP|AR)\d*(_(small|medium|large))?)$")
+
+
+def unit(figure: str) -> str:
+    return " %" if PER_CENT.search(figure) else ""
+
+
+def written(figure: str, value: float) -> str:
+    """`0.88 %`"""
+    return f"{value:.4g}{unit(figure)}"
+
+
 TIMES = {"data": "data", "compute": "compute", "eval": "evaluation", "save": "saving"}
 SETTINGS = (
     *("model.", "task.", "optimizer.", "scheduler.", "seed", "data.batch_size"),
@@ -160,13 +174,13 @@ def table(
     """The end of a run: ours, the paper's beside it, and where to look."""
     names = [key.removeprefix("val/") for key in summary if key.startswith("val/")]
     best = f"best/{summary['primary']}"
-    units = {name: " %" if PER_CENT.search(name) else "" for name in names}
     rows = [("", "yours", "paper" if published else "")]
     for name in names:
-        paper = f"{published[name]:g}{units[name]}" if name in published else ""
-        rows.append((name, f"{summary[f'val/{name}']:.4g}{units[name]}", paper))
-    unit = units.get(summary["primary"], "")
-    rows.append((best, f"{summary[best]:.4g}{unit}", f"at epoch {summary['best/epoch']:g}"))
+        paper = f"{published[name]:g}{unit(name)}" if name in published else ""
+        rows.append((name, written(name, summary[f"val/{name}"]), paper))
+    rows.append(
+        (best, written(summary["primary"], summary[best]), f"at epoch {summary['best/epoch']:g}")
+    )
     width = max(14, *(len(name) for name, *_ in rows))
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     lines = [

@@ -10,8 +10,6 @@ import numpy as np
 
 from cvtrain.metrics.detections import Detections, ImageDetections
 
-POINTS = 11  # of VOC 2007: recall 0, 0.1, to 1
-
 
 def voc_map(
     detections: Detections,

@@ -14,6 +14,7 @@ Differs: the paper does not say how weights start; convolutions are normal after
 the linear layer is PyTorch's default.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,8 +53,10 @@ class SamePool(nn.Module):
     """3x3 max-pooling, stride 2, of n pixels to half of n, rounded up."""
 
     def forward(self, x: Tensor) -> Tensor:
+        # Padded by itself: a pool of the exported formats has the padding of one size only.
         height, width = x.shape[-2:]
-        return F.max_pool2d(x, 3, stride=2, padding=(height % 2, width % 2), ceil_mode=True)
+        x = F.pad(x, (width % 2, 1, height % 2, 1), value=-math.inf)
+        return F.max_pool2d(x, 3, stride=2)
 
 
 class Block(nn.Module):

@@ -12,6 +12,7 @@ parameters (53,120 of ResNet-50).
 import difflib
 import importlib
 import inspect
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from cvtrain.errors import ConfigError
+from cvtrain.models.torchvision_fpn import put_body
 
 # init_weights is what torchvision does anyway, after a warning that the default will change.
 WITHOUT_HEADS = {"aux_logits": False, "init_weights": True}
@@ -114,15 +116,22 @@ class Padded(GeneralizedRCNNTransform):
 
 
 def torchvision_detector(
-    *, name: str, num_classes: int = 91, frozen_norm: bool = False, **options: Any
+    *,
+    name: str,
+    num_classes: int = 91,
+    image_size: int = 800,
+    body: Mapping[str, Any] | None = None,
+    frozen_norm: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Normalised images, a list of `[3, H, W]`, to losses or detections as torchvision has them.
 
-    `num_classes` counts the background, which is 0; labels are 1 on. `frozen_norm`: the backbone's
-    batch norm has neither gradient nor statistics of its own. `options` go to torchvision's
-    constructor as they are (`box_score_thresh=0.01`). Its losses are means over what the network
-    picks in a batch; they count as those of so many images. Raises ConfigError for an unknown
-    name, or an option that the network does not take.
+    `num_classes` counts the background, which is 0; labels are 1 on. `body`: a ResNet of ours by
+    its `name`, with its `stride_in` and `stem` (`image_size` in pixels only serves stem="auto").
+    `frozen_norm`: the backbone's batch norm has neither gradient nor statistics of its own.
+    `options` go to torchvision's constructor as they are (`box_score_thresh=0.01`). Its losses are
+    means over what the network picks in a batch; they count as those of so many images. Raises
+    ConfigError for an unknown name, or an option that the network does not take.
     """
     valid = [n for n in torchvision.models.list_models(module=detection) if "keypoint" not in n]
     if name not in valid:
@@ -137,18 +146,23 @@ def torchvision_detector(
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error), f"model.name={name}", "remove that option") from error
-    kind = type(network)
-    taken = inspect.signature(kind).parameters
-    for option in options.keys() - taken.keys():  # torchvision passes over what it does not know
-        close = difflib.get_close_matches(option, taken, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"{name} has no such option", f"model.{option}", f"type {close}")
+    _check_options(type(network), name, options)
     if network.transform.fixed_size is None:
         network.transform = Padded(network.transform.size_divisible)
+    put_body(network.backbone, body or {}, name, image_size=image_size)
     if frozen_norm:
         freeze_norm(network.backbone)
-    network.needs_masks = kind is detection.MaskRCNN
-    network.loss_counts = partial(dict.fromkeys, LOSSES[kind.__name__])  # of so many images
+    network.needs_masks = isinstance(network, detection.MaskRCNN)
+    network.loss_counts = partial(dict.fromkeys, LOSSES[type(network).__name__])  # images
     return network
+
+
+def _check_options(kind: type, name: str, options: dict[str, Any]) -> None:
+    """torchvision passes over what it does not know."""
+    taken = inspect.signature(kind).parameters
+    for option in options.keys() - taken.keys():
+        close = difflib.get_close_matches(option, taken, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{name} has no such option", f"model.{option}", f"type {close}")
 
 
 def freeze_norm(part: nn.Module) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from cvtrain.errors import CheckpointError, ConfigError
+from cvtrain.models.resnet import ResNet
+from cvtrain.models.torchvision_fpn import body_depth
 from cvtrain.models.zoo import torchvision_detector, torchvision_model
 from cvtrain.pretrained.fit import COUNTER
 from cvtrain.pretrained.read import Pretrained
@@ -31,6 +33,8 @@ def origin_of(target: Any, arguments: dict[str, Any]) -> Origin:
     options = {name: value for name, value in arguments.items() if name != "_target_"}
     if target is torchvision_detector:
         name = str(options.get("name"))
+        if depth := body_depth(options.get("body"), name):
+            return Origin(ResNet, {"depth": depth}, "", "backbone.body.")
         for part, (network, theirs, ours) in TORCHVISION.items():
             if part in name and not name.startswith("ssd"):
                 return Origin(torchvision_model, {"name": network}, theirs, ours)
@@ -60,6 +64,8 @@ def fit_body(model: nn.Module, weights: Pretrained, origin: Origin) -> list[str]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         what = f"another network's weights: {wrong[0] if wrong else 'no tensor fits'}{more}"
         fix = "type the backbone that they were trained as"
+        if "conv1.weight [64, 3, 3, 3]" in "".join(wrong[:1]):  # a ResNet of ours, small images
+            fix += ", with model.body.stem=small"
         raise CheckpointError(what, weights.name, fix, name="CKPT-MISMATCH")
     with torch.no_grad():
         for name in theirs.keys() - head:

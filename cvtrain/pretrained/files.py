@@ -1,6 +1,7 @@
 """Files of weights: fetched into torch's cache, verified, and read without running anything."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -55,15 +56,6 @@ def check(path: Path, fix: str) -> None:
         raise CheckpointError(error.what, error.where, fix, name="CKPT-CORRUPT") from error
 
 
-def best_of(path: Path) -> Path:
-    """Of a run directory its best checkpoint, else its last; a file as it is."""
-    folder = path / "checkpoints"
-    if not folder.is_dir():
-        return path
-    best = folder / "best.pt"
-    return best if best.exists() else folder / "last.pt"
-
-
 def read(path: Path) -> dict[str, Any]:
     """What is in a file, on the CPU. Raises CheckpointError, ConfigError (no safetensors)."""
     if path.suffix != ".safetensors" or not path.is_file():
@@ -73,6 +65,23 @@ def read(path: Path) -> dict[str, Any]:
         return reader.load_file(path)
     except (library.SafetensorError, OSError, ValueError, KeyError) as error:
         raise corrupt(path, str(error), "type another file, or download it anew") from error
+
+
+def told(path: Path) -> dict[str, Any]:
+    """What a .safetensors says of itself as `cvtrain export` writes it; empty of any other file."""
+    if path.suffix != ".safetensors":
+        return {}
+    with package("safetensors").safe_open(path, "pt") as file:
+        text = file.metadata() or {}
+    try:
+        classes, images = json.loads(text["classes"]), json.loads(text["preprocessing"])
+        numbers = {name: [float(value) for value in images[name]] for name in ("mean", "std")}
+        sizes = {"channels": int(images["channels"])}
+        if "size" in images:
+            sizes["size"] = int(images["size"])
+        return {"classes": tuple(map(str, classes)), **numbers, **sizes}
+    except (KeyError, TypeError, ValueError, AttributeError):  # of another program
+        return {}
 
 
 def package(name: str) -> Any:

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torchvision.models import ResNet50_Weights, WeightsEnum
 
-from cvtrain.engine.checkpoint import weights_of
+from cvtrain.engine.checkpoint import best_of, weights_of
 from cvtrain.errors import CheckpointError, ConfigError, MachineError
+from cvtrain.models.resnet import SMALL_IMAGE
 from cvtrain.models.zoo import (
     LOADING,
     timm_model,
@@ -27,7 +28,6 @@ from cvtrain.models.zoo import (
 from cvtrain.pretrained.detectors import SCALED, by_todays_names, published_detector
 from cvtrain.pretrained.files import (
     SUFFIXES,
-    best_of,
     check,
     checked,
     corrupt,
@@ -35,6 +35,7 @@ from cvtrain.pretrained.files import (
     package,
     plain,
     read,
+    told,
 )
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of torchvision's networks
@@ -232,9 +233,12 @@ def _of_file(path: Path, name: str, target: Any, options: dict[str, Any]) -> Pre
             return _of_torchvision(weights, path, target, options, wanted)
     state = read(path)
     if not state.keys() >= RUN_KEYS:
-        return Pretrained(name, _by_our_names(plain(state, path), target))
+        return Pretrained(name, _by_our_names(plain(state, path), target), **told(path))
     try:
         images, stored = state.get("input") or {}, OmegaConf.create(state["config"]).model
+        had = {key: stored[key] for key in wanted if key in stored}
+        if had.get("stem") == "auto" and images:  # by images that a detector does not see
+            had["stem"] = "small" if int(images["size"]) <= SMALL_IMAGE else "imagenet"
         return Pretrained(
             name=name,
             tensors=checked(weights_of(state), path),
@@ -244,7 +248,7 @@ def _of_file(path: Path, name: str, target: Any, options: dict[str, Any]) -> Pre
             mean=[float(value) for value in images["mean"]] if images else None,
             std=[float(value) for value in images["std"]] if images else None,
             # Names and shapes do not tell these apart: what the run had counts.
-            arguments={key: stored[key] for key in wanted if key in stored},
+            arguments=had,
         )
     except CheckpointError:
         raise

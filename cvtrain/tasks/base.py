@@ -1,5 +1,6 @@
 """The seam between the engine and what is learnt."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from cvtrain.data.batch import DataInfo
 from cvtrain.errors import ConfigError
+from cvtrain.tasks.told import View, Wanted
 
 Picture = np.ndarray  # uint8 [H, W, 3]
 
@@ -92,3 +94,10 @@ class Task:
 
     def evaluator(self) -> Evaluator:
         raise NotImplementedError
+
+    def told(self, predictions: Any, seen: Sequence[View], wanted: Wanted) -> list[dict[str, Any]]:
+        """What `predict` gave, of each image as plain values of JSON; see told.py."""
+        if isinstance(predictions, Tensor):
+            return [{"prediction": row} for row in predictions.tolist()]
+        what = f"{type(self).__name__} cannot say what it predicts: it has no told()"
+        raise ConfigError(what, "task", "add the method, as cvtrain/tasks/classification.py has it")

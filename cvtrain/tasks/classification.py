@@ -14,6 +14,7 @@ from cvtrain.metrics.sheet import sheet
 from cvtrain.tasks.base import Metric, Picture, Task
 from cvtrain.tasks.classification_evaluator import ClassificationEvaluator
 from cvtrain.tasks.shown import as_seen
+from cvtrain.tasks.told import View, Wanted, ranked
 
 
 class Classification(Task):
@@ -88,6 +89,13 @@ class Classification(Task):
 
     def evaluator(self) -> ClassificationEvaluator:
         return ClassificationEvaluator(self)
+
+    def told(
+        self, predictions: Tensor, seen: Sequence[View], wanted: Wanted
+    ) -> list[dict[str, Any]]:
+        """`top`: the likeliest classes; the rest of their sum is that of the further class."""
+        shares = self.rejecting(predictions.float()).softmax(1)[:, : predictions.shape[1]]
+        return [{"top": top} for top in ranked(shares, wanted)]
 
     def pictures(self, batch: ClassificationBatch, source: Any) -> dict[str, Picture]:
         """`samples`: images as the network sees them, but for the normalisation, and classes."""

@@ -7,6 +7,13 @@ import torch
 from torch import Tensor
 
 from cvtrain.data.batch import ClassificationBatch
+from cvtrain.metrics.calibration import (
+    binned,
+    calibration_error,
+    draw_reliability,
+    empty_bins,
+    listed,
+)
 from cvtrain.metrics.confusion import add_confusion, draw_confusion
 from cvtrain.metrics.sheet import fits, sheet
 from cvtrain.metrics.topk import topk_wrong
@@ -15,6 +22,7 @@ from cvtrain.tasks.base import Picture
 from cvtrain.tasks.shown import as_rgb, per_class
 
 MOST_CLASSES = 1000  # of a confusion matrix
+MOST_LISTED = 50  # of one in the summary
 WORST = 16
 
 
@@ -24,6 +32,8 @@ class Criterion(Protocol):
     num_classes: int
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor: ...
+
+    def rejecting(self, logits: Tensor) -> Tensor: ...
 
     def samples(self, batch: ClassificationBatch) -> Tensor: ...
 
@@ -37,6 +47,7 @@ class ClassificationEvaluator:
         self.task = task
         names = ("samples", "top1_wrong", "top5_wrong", "loss_sum", "weight")
         self.totals = {name: torch.zeros((), dtype=torch.float64) for name in names}
+        self.totals["calibration"] = empty_bins()
         self.worst, self.mistakes = Worst(WORST), list[Mistake]()
         if task.num_classes <= MOST_CLASSES:
             shape = (task.num_classes, task.num_classes)
@@ -49,6 +60,9 @@ class ClassificationEvaluator:
         self._add("loss_sum", self.task.cross_entropy(predictions, batch.labels))
         self._add("weight", self.task.weight(batch))
         predicted = predictions.argmax(1)
+        sure = self.task.rejecting(predictions).softmax(1).gather(1, predicted[:, None])[:, 0]
+        bins = self.totals["calibration"].to(predicted.device)
+        self.totals["calibration"] = bins + binned(sure, predicted == batch.labels)
         if "confusion" in self.totals:
             matrix = self.totals["confusion"] = self.totals["confusion"].to(predicted.device)
             add_confusion(matrix, batch.labels, predicted)
@@ -74,6 +88,11 @@ class ClassificationEvaluator:
         counts = self.totals.get("confusion")
         return None if counts is None else counts.cpu().long().numpy()
 
+    @property
+    def bins(self) -> np.ndarray:
+        """float64 `[3, BINS]`, as metrics/calibration.py has them."""
+        return self.totals["calibration"].cpu().double().numpy()
+
     def kept(self) -> list[Mistake]:
         return self.worst.mistakes()
 
@@ -82,14 +101,21 @@ class ClassificationEvaluator:
         self.mistakes = together[::-1][:WORST]
 
     def report(self, source: Any) -> dict[str, Any]:
-        """`per_class`: of each class its error in per cent and its number of samples."""
-        if self.matrix is None:
-            return {}
-        return {"per_class": per_class(self.matrix, unique(source.info))}
+        """Figures in per cent: `per_class`, the calibration error `ece` and what it is made of,
+        `calibration`, and, of not too many classes, `confusion`: rows are labels.
+        """
+        report: dict[str, Any] = {"ece": round(calibration_error(self.bins), 4)}
+        if self.matrix is not None:
+            report["per_class"] = per_class(self.matrix, unique(source.info))
+        report["calibration"] = listed(self.bins)
+        if self.matrix is not None and len(self.matrix) <= MOST_LISTED:
+            report["confusion"] = self.matrix.tolist()
+        return report
 
     def pictures(self, source: Any, split: str) -> dict[str, Picture]:
-        """`confusion`, and `worst`: the samples of the highest loss among the wrong ones."""
-        pictures, names = {}, source.info.shown
+        """`confusion`, `reliability`, and `worst`: of the wrong samples those of highest loss."""
+        names = source.info.shown
+        pictures = {"reliability": draw_reliability(self.bins)}
         if self.matrix is not None:
             pictures["confusion"] = draw_confusion(self.matrix, names)
         images = [source.image_of(mistake.id, split) for mistake in self.mistakes]

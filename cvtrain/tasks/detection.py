@@ -15,6 +15,7 @@ from cvtrain.tasks.base import Metric, Picture, Task
 from cvtrain.tasks.detection_evaluator import TRUE, YEARS, DetectionEvaluator, WithLosses
 from cvtrain.tasks.detection_mirror import merged, mirrored_back, mirrored_boxes
 from cvtrain.tasks.shown import as_seen
+from cvtrain.tasks.told import View, Wanted, objects
 
 Found = dict[str, Tensor]  # of an image: `boxes` [n, 4], `labels` [n], `scores` [n], `masks`
 
@@ -108,6 +109,14 @@ class Detection(Task):
 
     def evaluator(self) -> DetectionEvaluator:
         return DetectionEvaluator(self.num_classes, voc=self.voc, masks=self.masks)
+
+    def told(
+        self, predictions: list[Found] | WithLosses, seen: Sequence[View], wanted: Wanted
+    ) -> list[dict[str, Any]]:
+        """`objects`: each with its class, score, box and mask in the original, the best first."""
+        found = predictions.found if isinstance(predictions, WithLosses) else predictions
+        pairs = zip(found, seen, strict=True)
+        return [{"objects": objects(one, view, wanted)} for one, view in pairs]
 
     def pictures(self, batch: DetectionBatch, source: Any) -> dict[str, Picture]:
         """`samples`: images as the network sees them, but for the normalisation; true boxes."""

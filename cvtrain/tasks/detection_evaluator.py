@@ -24,6 +24,7 @@ from cvtrain.tasks.shown import as_rgb
 
 TRUE = "lime"  # the colour of true boxes
 SHOWN = 8  # images
+CURVES = 20  # categories whose curves are kept
 YEARS = {2007: 11, 2010: None}  # from when on Pascal VOC read the precision at so many points
 
 
@@ -52,6 +53,7 @@ class DetectionEvaluator:
         self.totals: dict[str, Tensor] = {}
         self.detections = Detections(masks=masks)
         self.coco: CocoFigures | None = None  # of boxes, once computed
+        self.voc_categories: dict[str, float] = {}
         # Not among the totals, whose names every process has to know, also one without a batch.
         self.losses: dict[str, tuple[float, float]] = {}
 
@@ -102,7 +104,9 @@ class DetectionEvaluator:
             of_masks = coco_map(self.detections, self.names, iou_type="segm").figures
             figures |= {f"mask_{name}": value for name, value in of_masks.items()}
         if self.voc is not None:
-            figures["voc_mAP"], _ = voc_map(self.detections, self.names, points=YEARS[self.voc])
+            points = YEARS[self.voc]
+            figures["voc_mAP"], of_each = voc_map(self.detections, self.names, points=points)
+            self.voc_categories = of_each
         means = {name: total / count for name, (total, count) in self.losses.items() if count}
         return figures | means
 
@@ -118,9 +122,30 @@ class DetectionEvaluator:
             self._add(of_one.losses)
 
     def report(self, source: Any) -> dict[str, Any]:
-        """`per_category`: of each its average precision in per cent, None without true objects."""
-        rounded = {name: round(value, 4) for name, value in self.categories(source).items()}
-        return {"per_category": {name: rounded.get(name) for name in unique(source.info)}}
+        """`per_category`: of each its average precision in per cent, None without true objects;
+        with VOC's measure `voc_per_category`; of up to 20 categories `precision_recall`, by IoU the
+        precision at every twentieth of recall, in 0 to 1.
+        """
+        rows = {"per_category": self.coco.categories if self.coco else {}}
+        if self.voc is not None:
+            rows["voc_per_category"] = self.voc_categories
+        numbered = list(zip(self.names, unique(source.info), strict=True))
+        report: dict[str, Any] = {
+            key: {name: round(of[n], 4) if n in of else None for n, name in numbered}
+            for key, of in rows.items()
+        }
+        if self.coco and len(numbered) <= CURVES:
+            report["precision_recall"] = {
+                iou: {
+                    name: [round(p, 3) for p in column.tolist()] if column[0] >= 0 else None
+                    for (_, name), column in zip(numbered, table[::5].T, strict=True)
+                }
+                for iou, table in (
+                    ("0.5", self.coco.precision[0]),
+                    ("0.75", self.coco.precision[5]),
+                )
+            }
+        return report
 
     def categories(self, source: Any) -> dict[str, float]:
         """Average precision by the names that are shown; without those of no true object."""

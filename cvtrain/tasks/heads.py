@@ -1,7 +1,9 @@
 """Several labels per image: a head for each, over one backbone."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cvtrain.data.batch import DataInfo, LabelsBatch
@@ -10,6 +12,7 @@ from cvtrain.tasks.base import Head, Metric, Picture, Task
 from cvtrain.tasks.heads_config import read_heads
 from cvtrain.tasks.heads_evaluator import HeadsEvaluator
 from cvtrain.tasks.shown import as_seen
+from cvtrain.tasks.told import View, Wanted, check_finite, one
 
 MOST_LINES = 4  # of a caption
 
@@ -58,6 +61,24 @@ class Heads(Task):
 
     def evaluator(self) -> HeadsEvaluator:
         return HeadsEvaluator(self.columns)
+
+    def told(
+        self, predictions: dict[str, Tensor], seen: Sequence[View], wanted: Wanted
+    ) -> list[dict[str, Any]]:
+        """`columns`: the class of each; one with `when` only where that one is found in class 1."""
+        check_finite(torch.cat([*predictions.values()], 1))
+        found = {c.number: c.predicted(predictions[n]).tolist() for n, c in self.columns.items()}
+        said: list[dict[str, Any]] = [{"columns": []} for _ in seen]
+        for name, column in self.columns.items():
+            logits, classes = predictions[name], found[column.number]
+            if column.outputs == 1:
+                logits = torch.cat([torch.zeros_like(logits), logits], 1)
+            shares = logits.softmax(1).tolist()
+            for row, index in enumerate(classes):
+                if column.when is None or found[column.when][row] == 1:
+                    entry = one(column.classes, index, shares[row][index])
+                    said[row]["columns"].append({"column": name, **entry})
+        return said
 
     def pictures(self, batch: LabelsBatch, source: Any) -> dict[str, Picture]:
         """`samples`: images as the network sees them, but for the normalisation, and labels."""

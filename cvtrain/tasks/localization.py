@@ -14,6 +14,7 @@ from cvtrain.tasks.base import Metric, Picture, Task
 from cvtrain.tasks.classification import Classification
 from cvtrain.tasks.localization_evaluator import TRUE, LocalizationEvaluator
 from cvtrain.tasks.shown import as_seen
+from cvtrain.tasks.told import View, Wanted, check_finite, in_original, ranked
 
 LEAST_IOU = 0.5  # of a box that is right
 
@@ -95,6 +96,18 @@ class Localization(Task):
 
     def evaluator(self) -> LocalizationEvaluator:
         return LocalizationEvaluator(self)
+
+    def told(
+        self, predictions: Prediction, seen: Sequence[View], wanted: Wanted
+    ) -> list[dict[str, Any]]:
+        """`top`, as of a classification, and `box` in pixels of the original."""
+        check_finite(predictions.codes)
+        boxes = decode(predictions.codes).split(1)
+        tops = ranked(predictions.logits.softmax(1), wanted)
+        return [
+            {"top": top, "box": in_original(box, view)[0]}
+            for top, box, view in zip(tops, boxes, seen, strict=True)
+        ]
 
     def box_losses(self, prediction: Prediction, batch: BoxBatch) -> Tensor:
         """float32 `[N]`, times alpha."""

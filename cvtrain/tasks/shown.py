@@ -24,14 +24,24 @@ def as_seen(images: Tensor, source: Any) -> list[Picture]:
 
 
 def per_class(matrix: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Of each class its error in per cent, None without samples, and their number.
+    """Of each class its number of samples and, in per cent, `error`, `precision`, `recall`, `f1`.
 
-    `matrix` is int64 `[K, K]`: rows are labels, columns predictions.
+    `matrix` is int64 `[K, K]`: rows are labels, columns predictions. None is a share of nothing:
+    precision without a prediction, the others without a sample.
     """
-    samples, right = matrix.sum(1), matrix.diagonal()
-    errors = 100 * (1 - right / np.maximum(samples, 1))
-    rows = zip(names, errors.tolist(), samples.tolist(), strict=True)
+    samples, predicted, right = matrix.sum(1), matrix.sum(0), matrix.diagonal()
+    rows = zip(names, samples.tolist(), predicted.tolist(), right.tolist(), strict=True)
     return {
-        name: {"error": round(error, 4) if count else None, "samples": count}
-        for name, error, count in rows
+        name: {
+            "error": _per_cent(count - hits, count),
+            "samples": count,
+            "precision": _per_cent(hits, guesses),
+            "recall": _per_cent(hits, count),
+            "f1": _per_cent(2 * hits, count + guesses if count else 0),
+        }
+        for name, count, guesses, hits in rows
     }
+
+
+def _per_cent(part: int, whole: int) -> float | None:
+    return round(100 * part / whole, 4) if whole else None

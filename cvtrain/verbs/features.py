@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from cvtrain import targets
 from cvtrain.build_loaders import make_loader
@@ -29,6 +28,7 @@ from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.machine import pick_device, settings
 from cvtrain.errors import ConfigError, DataError
 from cvtrain.files import whole
+from cvtrain.verbs.inputs import grey
 from cvtrain.verbs.network import Network, described, find_layer, of_config, of_run
 from cvtrain.verbs.start import Start
 from cvtrain.verbs.train import speak
@@ -189,7 +189,7 @@ def _of_files(network: Network, path: Path, device: torch.device) -> Images:
 
     def transform(batch: Any) -> Any:
         if network.source.info.channels == 1:  # a network of grey images
-            batch = batch._replace(images=rgb_to_grayscale(batch.images))
+            batch = batch._replace(images=torch.stack([grey(image) for image in batch.images]))
         return normalise(batch)
 
     return Images(loader, transform, labels, lambda i: shown(found.files[i]), classes)

@@ -1,9 +1,8 @@
 """The network that a verb works on: of a run, or of a config and its weights; no data are read."""
 
-import difflib
 import inspect
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,19 @@ from cvtrain.config import GROUPS, Config
 from cvtrain.data.batch import DataInfo
 from cvtrain.data.scan import class_folders
 from cvtrain.data.source import Source
-from cvtrain.engine.checkpoint import load_weights, weights_of
+from cvtrain.engine.checkpoint import best_of, load_weights, weights_of
+from cvtrain.engine.layers import aliases_of, nearest_layers
 from cvtrain.errors import CheckpointError, ConfigError, DataError, nearest
 from cvtrain.resume import read_run_checkpoint
-from cvtrain.targets import resolve
+from cvtrain.targets import make, resolve
+from cvtrain.tasks.base import Task
+from cvtrain.verbs.runs import find
 from cvtrain.verbs.start import Start
 
 log = logging.getLogger(__name__)
 
 # What a run brings with it.
+TENSORS = ("model", "ema", "optimizer", "scaler", "schedule")
 REPLACED = (*GROUPS, "data_dir", "init.weights", "init.reset_head", "resume")
 
 
@@ -45,6 +48,7 @@ class Network:
     source: Source  # its info, mean and std; not the data themselves
     channels: int
     size: int  # pixels
+    about: dict[str, Any] = field(default_factory=dict)  # of a run's checkpoint all but its tensors
 
 
 def described(config: Config) -> Source:
@@ -54,7 +58,8 @@ def described(config: Config) -> Source:
     constant = getattr(kind, "classes", None) or getattr(inspect.getmodule(kind), "CLASSES", None)
     count = 80 if config.data.task == "detection" else 1000  # COCO's, ImageNet's
     classes = constant or _folders(arguments) or [str(number) for number in range(count)]
-    native = arguments.get("size", 0) or getattr(kind, "image_size", 224)
+    side = getattr(kind, "native_size", 224)
+    native = arguments.get("size", 0) or getattr(kind, "image_size", side)
     mean, std = arguments.get("mean", [0.5]), arguments.get("std", [0.5])
     source = Source()
     source.info = DataInfo(
@@ -88,6 +93,16 @@ def build(config: Config, source: Source, *, device: torch.device, size: int = 0
     return Network(model.eval(), config, source, channels, size)
 
 
+def make_task(network: Network) -> Task:
+    """Of a network whose data are not at hand: their counts of samples only weigh the loss."""
+    config, info = network.config, network.source.info
+    arguments = dict(config.task.args)
+    if arguments.get("class_weights") == "auto" and not info.counts:
+        arguments["class_weights"] = None
+    known = {"num_classes": len(info.classes), "class_counts": info.counts, "info": info}
+    return make(arguments, Task, key="task", trust=config.trust, **known)
+
+
 def of_config(start: Start, source: Source, *, device: torch.device) -> Network:
     """The network of what was typed, with the weights that it names."""
     network = build(start.composed.config, source, device=device)
@@ -104,20 +119,24 @@ def of_run(run: str, composed: Composed, overrides: list[str], *, device: torch.
     Its config goes through the same checks as a typed one, trusting what is trusted now. Raises
     CheckpointError, ConfigError.
     """
-    folder = Path(run) / "checkpoints"
-    best, last = folder / "best.pt", folder / "last.pt"
-    path = Path(run) if not folder.is_dir() else best if best.exists() else last
+    path = best_of(find(run))
     state = read_run_checkpoint(path)
     config = _config_of_run(state, composed, overrides, path)
-    source = described(config)
-    classes = state.get("classes") or source.info.classes
-    columns = {name: tuple(map(str, of)) for name, of in (state.get("columns") or {}).items()}
-    source.info = replace(source.info, classes=tuple(map(str, classes)), columns=columns)
-    network = build(config, source, device=device)
+    try:
+        source = described(config)
+        classes = state.get("classes") or source.info.classes
+        columns = {name: tuple(map(str, of)) for name, of in (state.get("columns") or {}).items()}
+        source.info = replace(source.info, classes=tuple(map(str, classes)), columns=columns)
+        network = build(config, source, device=device)
+    except ConfigError as error:
+        if error.name != "TARGET":
+            raise
+        what = f"its config cannot be used: {error.what}"
+        raise CheckpointError(what, str(path), "do not load it", name="TARGET") from error
     load_weights(network.model, weights_of(state), source=str(path), reset=False)
     averaged = " (averaged)" if state.get("ema") else ""
     log.info("weights%s of %s, step %s", averaged, path, state["position"].get("step"))
-    return network
+    return replace(network, about={k: v for k, v in state.items() if k not in TENSORS})
 
 
 def _config_of_run(
@@ -129,12 +148,18 @@ def _config_of_run(
         assert isinstance(stored, DictConfig)
         known = list(flatten(state["config"]))
         stored.trust = composed.config.trust  # what is typed now, not what the run trusted
+        if "devices" in stored.model:  # of the machine that trained it
+            stored.model.devices = None
         to_config(stored)
     except Exception as error:  # of any parser; nothing of the text was followed
         name = "TARGET" if getattr(error, "name", "") == "TARGET" else "CKPT-CORRUPT"
         what = f"its config cannot be used: {str(error).partition(chr(10))[0]}"
         raise CheckpointError(what, str(path), "do not load it", name=name) from error
-    for word in _with_data(stored, composed, overrides):
+    seen = state.get("input") or {}
+    trained_on = {k: seen[k] for k in ("mean", "std") if seen.get(k)}
+    if stored.model.task != "detection" and seen.get("size"):
+        trained_on["image_size"] = seen["size"]
+    for word in _with_data(stored, composed, overrides, trained_on):
         key, equals, value = word.partition("=")
         if not equals or key in REPLACED or key[0] in "+~":
             fix = "leave it out; data=NAME with its keys may be typed"
@@ -143,7 +168,7 @@ def _config_of_run(
             raise ConfigError(f"there is no key {key}", word, nearest(key, known, value))
         try:
             if isinstance(OmegaConf.select(stored, key), str):  # as it is: a path may hold anything
-                OmegaConf.update(stored, key, value)
+                OmegaConf.update(stored, key, None if value == "null" else value)
             else:
                 stored.merge_with_dotlist([word])
         except Exception as error:  # of YAML's parser
@@ -154,15 +179,22 @@ def _config_of_run(
         raise explain(error, []) from error
 
 
-def _with_data(stored: DictConfig, composed: Composed, overrides: list[str]) -> list[str]:
+def _with_data(
+    stored: DictConfig, composed: Composed, overrides: list[str], trained_on: dict[str, Any]
+) -> list[str]:
     """Where `data=` is typed, its block replaces the stored one. Returns the words left."""
     if not any(word.startswith("data=") for word in overrides):
         return overrides
     mine = [
         word for word in overrides if word.startswith(("data=", "data.", "data_dir=", "trust="))
     ]
-    typed = compose_config([*mine, "recipe=none"], extra_dir=composed.extra_dir)
-    stored.data = OmegaConf.create(typed.text).data
+    own = f"model.task={stored.model.task}"
+    typed = compose_config([*mine, own, "recipe=none"], extra_dir=composed.extra_dir)
+    data = OmegaConf.create(typed.text).data
+    for key, value in trained_on.items():  # other images, seen as those that it knows
+        if key in data and f"data.{key}" not in {word.partition("=")[0] for word in mine}:
+            data[key] = value
+    stored.data = data
     return [word for word in overrides if word not in mine]
 
 
@@ -171,13 +203,9 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
     Raises ConfigError with the nearest names.
     """
-    aliases = getattr(inspect.getmodule(type(model)), "ALIASES", {})
     modules = dict(model.named_modules())
-    if found := modules.get(aliases.get(name, name or "-")):
+    if found := modules.get(aliases_of(model).get(name, name or "-")):
         return found
-    names = [*aliases, *filter(None, modules)]
-    top = [key for key, _ in model.named_children()]
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or top
     what = f"there is no layer {name}" if name else "no layer is named"
-    fix = f"type layer= and one of {', '.join(close)}; cvtrain summary lists them all"
+    fix = f"type layer= and one of {nearest_layers(model, name)}; cvtrain summary lists them all"
     raise ConfigError(what, f"layer={name}", fix)

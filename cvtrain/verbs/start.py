@@ -15,7 +15,7 @@ from cvtrain.build import channels_of, head_of, size_of
 from cvtrain.compose import Composed, to_config
 from cvtrain.config import Config
 from cvtrain.data.source import Source
-from cvtrain.engine.checkpoint import load_weights, read_checkpoint, weights_of
+from cvtrain.engine.checkpoint import best_of, load_weights, weights_of
 from cvtrain.errors import ConfigError
 from cvtrain.pretrained import (
     Origin,
@@ -25,6 +25,7 @@ from cvtrain.pretrained import (
     origin_of,
     read_pretrained,
 )
+from cvtrain.pretrained.files import read
 from cvtrain.targets import resolve
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Start:
         if len(given := [f"{key}={word}" for key, word in kinds.items() if word]) > 1:
             raise ConfigError("weights of two kinds", " ".join(given), "type one of them")
         if init:
-            return cls(composed, weights=weights_of(read_checkpoint(Path(init))))
+            return cls(composed, weights=weights_of(read(best_of(Path(init)))))
         if not given:
             return cls(composed)
         target, origin = resolve(model.args.get("_target_"), nn.Module, config.trust), None

@@ -15,9 +15,8 @@ from cvtrain.compose import Composed, flatten
 from cvtrain.config import Switch
 from cvtrain.engine.checkpoint import Checkpoints
 from cvtrain.engine.distributed import Ranks
-from cvtrain.engine.environment import write_environment
 from cvtrain.engine.logs import Logs
-from cvtrain.engine.machine import pick_device, pick_precision, settings
+from cvtrain.engine.machine import device_name, pick_device, pick_precision, settings
 from cvtrain.engine.pictures import draw_evaluation
 from cvtrain.engine.plan import Parts
 from cvtrain.engine.rundir import RunDir, read_status
@@ -34,8 +33,8 @@ from cvtrain.engine.summary import (
 )
 from cvtrain.engine.trainer import Trainer
 from cvtrain.errors import CvtrainError, MachineError, Stopped
-from cvtrain.files import write_atomic
 from cvtrain.resume import changed_keys, check_same, checkpoint_file, read_run_checkpoint
+from cvtrain.verbs.beside import write_end, write_start
 from cvtrain.verbs.start import Start, input_of
 
 log = logging.getLogger(__name__)
@@ -154,11 +153,7 @@ class Run:
 
     def _write_start(self, directory: RunDir, parts: Parts) -> None:
         """What is known before the first step."""
-        write_atomic(self.path / "config.yaml", self.composed.text)
-        write_environment(self.path, self.device)
-        if parts.source.bad:
-            lines = (" ".join(line.split("\n")) for line in parts.source.bad)
-            write_atomic(self.path / "bad_images.txt", "\n".join(lines) + "\n")
+        write_start(self.path, self.start, self.overrides, self.device, parts.source.bad)
         directory.status(state="running", exit_code=None, error=None)
 
     def _is_finished(self, state: dict[str, Any]) -> bool:
@@ -209,6 +204,8 @@ class Run:
                 "fingerprint": parts.source.info.fingerprint,
                 "world_size": self.ranks.world_size,
                 "threads": torch.get_num_threads(),
+                "device": device_name(self.device),
+                "precision": str(self.config.trainer.precision),
                 "versions": versions(),
             },
         )
@@ -274,7 +271,8 @@ class Run:
             time=time_lines(summary, trainer.parts.train),
             pictures=pictures,
         )
-        print(lines, trainer.profile.table, sep="\n", end="", flush=True)
+        page = write_end(self.path)
+        print(lines, *page, trainer.profile.table, sep="\n", end="", flush=True)
         return figure
 
     def _about(self, trainer: Trainer) -> dict[str, Any]:

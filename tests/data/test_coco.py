@@ -1,9 +1,8 @@
 """COCO's format: what is read of a json, against the json itself and pycocotools."""
 
 import json
-import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +68,6 @@ def write(root: Path, train: dict[str, Any], val: dict[str, Any]) -> Path:
     (root / "train.json").write_text(json.dumps(train))
     (root / "val.json").write_text(json.dumps(val))
     return root
-
-
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
-    caplog.set_level(logging.INFO, logger="cvtrain")
-    logger = logging.getLogger("cvtrain")
-    before, logger.propagate = logger.propagate, True
-    yield lambda: "\n".join(record.getMessage() for record in caplog.records)
-    logger.propagate = before
 
 
 def coco(root: Path, **options: Any) -> Coco:

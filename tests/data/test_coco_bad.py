@@ -1,12 +1,11 @@
 """Jsons of COCO's format with something wrong in them: refused in one line that says where."""
 
 import json
-import logging
 import math
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +76,6 @@ def changed(root: Path, change: Callable[[Top], Any], split: str = "train") -> P
     change(top)
     (root / f"{split}.json").write_text(json.dumps(top))
     return root
-
-
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
-    caplog.set_level(logging.INFO, logger="cvtrain")
-    logger = logging.getLogger("cvtrain")
-    before, logger.propagate = logger.propagate, True
-    yield lambda: "\n".join(record.getMessage() for record in caplog.records)
-    logger.propagate = before
 
 
 def test_nothing_is_wrong_with_it(root: Path) -> None:

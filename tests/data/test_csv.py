@@ -1,8 +1,7 @@
 """Tables of labels and of boxes, as spreadsheets write them; what is refused, in which line."""
 
-import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +61,6 @@ def refused(build: Callable[[], object], code: int = 3) -> str:
     line = caught.value.line()
     assert line.isprintable()
     return line
-
-
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
-    caplog.set_level(logging.INFO, logger="cvtrain")
-    logger = logging.getLogger("cvtrain")
-    before, logger.propagate = logger.propagate, True
-    yield lambda: "\n".join(record.getMessage() for record in caplog.records)
-    logger.propagate = before
 
 
 def learnt(source: CsvSource) -> list[Any]:

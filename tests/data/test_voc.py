@@ -1,8 +1,7 @@
 """VOC's format: XML files as their makers write them, and as nobody should."""
 
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +82,6 @@ def refused(build: Callable[[], object], name: str = "VOC", code: int = 3) -> st
     assert (caught.value.code, caught.value.name) == (code, name)
     assert caught.value.line().isprintable()
     return caught.value.line()
-
-
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
-    caplog.set_level(logging.INFO, logger="cvtrain")
-    logger = logging.getLogger("cvtrain")
-    before, logger.propagate = logger.propagate, True
-    yield lambda: "\n".join(record.getMessage() for record in caplog.records)
-    logger.propagate = before
 
 
 def test_pixels_are_counted_from_one(root: Path) -> None:

@@ -127,6 +127,18 @@ def test_rates_reach_the_optimizer(tmp_path: Path) -> None:
         assert [g["lr"] for g in built.optimizer.param_groups] == pytest.approx(expected)
 
 
+def test_half_an_epoch_of_the_head_counts_too(tmp_path: Path) -> None:
+    """`after_head` holds from the second phase on, however short the first one is."""
+    words = ("model=cnn", "recipe=none", "optimizer.lr=0.5", "scheduler=constant", "debug=none")
+    short = ("trainer.head_first=0.4ep", "trainer.after_head=0.1", "data.batch_size=4")
+    built = parts(*words, *short, "trainer.duration=1ep", root=tmp_path)
+    first = built.frozen.until
+    assert 0 < first < built.train.steps / 2
+    for step, expected in ((first - 1, 0.5), (first, 0.05)):
+        built.schedule.apply(built.optimizer, step)
+        assert built.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+
+
 def states(run: Path) -> list[dict[str, Tensor]]:
     """The network after each of the checkpoints that are left."""
     files = sorted((run / "checkpoints").glob("step_*.pt"))

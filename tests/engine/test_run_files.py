@@ -21,7 +21,7 @@ from cvtrain.engine.checkpoint import read_checkpoint
 from cvtrain.engine.distributed import Ranks
 from cvtrain.verbs.train import train
 
-PICTURES = {"samples", "confusion", "worst"}
+PICTURES = {"samples", "confusion", "worst", "reliability"}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,8 @@ def test_every_file(trained: Path) -> None:
     names = {name for name in names if not name.endswith(".diff")}
     assert names == {
         *("config.yaml", "metrics.jsonl", "checkpoints", "summary.json", "status.json"),
-        *("environment.json", "curves.png", *(f"{name}.png" for name in PICTURES)),
+        *("environment.json", "origins.json", "report.html", "curves.png"),
+        *(f"{name}.png" for name in PICTURES),
     }
     for name in PICTURES:
         with Image.open(trained / f"{name}.png") as picture:
@@ -95,6 +96,7 @@ def test_pictures_in_tensorboard_are_the_files(trained: Path) -> None:
         "pictures/samples": [0],
         "pictures/confusion": [10],
         "pictures/worst": [10],
+        "pictures/reliability": [10],
     }
     shown = events(trained)
     for name in PICTURES:

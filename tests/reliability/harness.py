@@ -32,13 +32,13 @@ ALL_FRESH = "CVTRAIN_FRESH" in os.environ
 # Exit codes of a run that leaves its outcome in status.json; after the others it is as it was.
 STATES = {0: "done", 3: "failed", 5: "failed", 130: "preempted", 143: "preempted"}
 BEFORE_STEP_1 = {"config.yaml", "log.txt", "status.json", "bad_images.txt"} | {
-    *("environment.json", "samples.png"),
+    *("environment.json", "origins.json", "samples.png"),
 }
 OF_A_RUN = (
     BEFORE_STEP_1
-    | {"metrics.jsonl", "checkpoints", "summary.json", "curves.png"}
+    | {"metrics.jsonl", "checkpoints", "summary.json", "curves.png", "report.html"}
     | {
-        *("confusion.png", "worst.png", "profile"),
+        *("confusion.png", "worst.png", "reliability.png", "profile"),
         *("detections.png", "precision_recall.png", "categories.png"),
         *("false_detections.png", "missed.png"),
     }

@@ -316,13 +316,17 @@ def test_report_and_pictures() -> None:
     evaluator.update(task.predict(Table(), BY_HAND), BY_HAND)
     evaluator.merge([evaluator.kept()])
     report = json.loads(json.dumps(evaluator.report(Named())))["heads"]
-    assert report["main"] == {
-        "samples": 4,
-        "per_class": {"no": {"error": 100, "samples": 1}, "yes": {"error": 66.6667, "samples": 3}},
-        "confusion": [[0, 1], [2, 1]],
+    rows = report["main"]["per_class"]
+    assert rows["no"] == {"error": 100, "samples": 1, "precision": 0, "recall": 0, "f1": 0}
+    assert rows["yes"] == {
+        **{"error": 66.6667, "samples": 3},
+        **{"precision": 50, "recall": 33.3333, "f1": 40},
     }
+    assert report["main"]["samples"] == 4
+    assert report["main"]["confusion"] == [[0, 1], [2, 1]]
     assert report["level"]["confusion"] == [[0, 1, 0, 0], [0] * 4, [0, 0, 1, 0], [0] * 4]
-    assert report["level"]["per_class"]["3"] == {"error": None, "samples": 0}
+    row = report["level"]["per_class"]["3"]
+    assert (row["error"], row["samples"]) == (None, 0)
     pictures = evaluator.pictures(Named(), "val")
     assert pictures.keys() == {"confusion_main", "confusion_level"}
     assert all(p.dtype == np.uint8 and p.ndim == 3 for p in pictures.values())

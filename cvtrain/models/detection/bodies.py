@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -196,12 +197,12 @@ def padded(images: Iterable[Tensor], stride: int) -> Tensor:
     """[N, C, H, W] of images [C, h, w] of any sizes, with zeros right and below, up to `stride`."""
     images = list(images)
     height, width = (
-        stride * math.ceil(max(image.shape[side] for image in images) / stride) for side in (-2, -1)
+        max((image.shape[side] + stride - 1) // stride * stride for image in images)
+        for side in (-2, -1)
     )
-    batch = images[0].new_zeros(len(images), len(images[0]), height, width)
-    for image, place in zip(images, batch, strict=True):
-        place[:, : image.shape[-2], : image.shape[-1]] = image
-    return batch
+    return torch.stack(
+        [F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2])) for i in images]
+    )
 
 
 def init_normal(layer: nn.Conv2d | nn.Linear, std: float) -> None:

@@ -2,7 +2,7 @@
 
 With VGG-16, 9 anchors and the 20 classes of VOC it has 137,078,239 parameters. It is trained by the
 paper's approximate joint training: all four losses at once, and no gradient through the proposals'
-corners.
+corners. Its four alternating steps are scripts/alternate.py.
 """
 
 from collections.abc import Mapping

@@ -9,7 +9,7 @@ Differs: the last pixel of a box is no part of it (the authors' code adds 1 to e
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou, nms
 
 METHODS = ("hard", "linear", "gaussian")
 
@@ -63,9 +63,16 @@ def suppress(
     """`soft_nms`, or by method hard the plain one, which drops what overlaps by more than `iou`."""
     if method != "hard":
         return soft_nms(boxes, scores, labels, method=method, iou=iou, sigma=sigma, least=least)
-    places = batched_nms(boxes.float(), scores.float(), labels, iou)
+    by_label = apart if torch.compiler.is_exporting() else batched_nms
+    places = by_label(boxes.float(), scores.float(), labels, iou)
     kept = places[scores[places] >= least]
     return kept, scores[kept].float()
+
+
+def apart(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """As batched_nms, which asks how many boxes there are: torch.export does not know."""
+    width = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
+    return nms(boxes + labels.to(boxes)[:, None] * width, scores, iou)
 
 
 def _decayed(
@@ -83,7 +90,8 @@ def _decayed(
         if not (top >= least).any():
             break
         waiting.scatter_(1, best, False)
-        overlap = _overlap(boxes.gather(1, best[..., None].expand(-1, -1, 4)), boxes)
+        taken = boxes.gather(1, best[..., None].expand(-1, -1, 4))
+        overlap = box_iou(taken, boxes).squeeze(1).nan_to_num(0.0)  # of two of no size: 0 of 0
         if method == "linear":
             decay = torch.where(overlap > iou, 1 - overlap, 1.0)
         else:
@@ -100,12 +108,3 @@ def _by_label(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
     before = (counts.cumsum(0) - counts)[rows]
     return order, rows, torch.arange(len(order), device=labels.device) - before
-
-
-def _overlap(one: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union `[K, M]` of boxes `[K, 1, 4]` with `[K, M, 4]`; 0 of empty ones."""
-    low = torch.maximum(one[..., :2], others[..., :2])
-    high = torch.minimum(one[..., 2:], others[..., 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (one, others)]
-    return shared / (areas[0] + areas[1] - shared).clamp(min=1e-9)

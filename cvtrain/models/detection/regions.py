@@ -138,12 +138,13 @@ class RegionDetector(nn.Module):
 
     @torch.no_grad()
     def detect(self, seen: Tensor, proposals: list[Tensor], sizes: list[Size]) -> Detections:
-        said, found, first = self.classify(seen, proposals), [], 0
-        for boxes, size in zip(proposals, sizes, strict=True):
-            own = slice(first, first := first + len(boxes))
-            offsets = None if said.offsets is None else said.offsets[own]
-            found.append(self.pick(Said(said.scores[own], offsets), boxes, size))
-        return found
+        said = self.classify(seen, proposals)
+        counts = [boxes.shape[0] for boxes in proposals]  # which of an exported network may vary
+        scores = said.scores.split(counts)
+        none: list[Tensor | None] = [None] * len(counts)
+        offsets = none if said.offsets is None else said.offsets.split(counts)
+        parts = map(Said, scores, offsets)
+        return [self.pick(*image) for image in zip(parts, proposals, sizes, strict=True)]
 
     def pick(self, said: Said, proposals: Tensor, size: Size) -> dict[str, Tensor]:
         """The detections of one image."""
@@ -156,7 +157,7 @@ class RegionDetector(nn.Module):
         boxes, chances, labels = boxes[large], chances[large], labels[large]
         kept, chances = suppress(boxes, chances, labels, iou=self.nms, **self.soft)
         best = kept[: self.detections]
-        return {"boxes": boxes[best], "labels": labels[best], "scores": chances[: len(best)]}
+        return {"boxes": boxes[best], "labels": labels[best], "scores": chances[: self.detections]}
 
 
 def tidy(proposals: Tensor, size: Size) -> Tensor:

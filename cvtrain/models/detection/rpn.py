@@ -86,7 +86,8 @@ class RPN(nn.Module):
         x = F.relu(self.conv(maps))
         scores = self.cls(x).float().permute(0, 2, 3, 1).flatten(1)
         if self.softmax:  # of two scores, which is the sigmoid of their difference
-            scores = scores.unflatten(1, (-1, 2)).diff(dim=2).squeeze(2)
+            background, found = scores.unflatten(1, (-1, 2)).unbind(2)
+            scores = found - background
         return scores, self.reg(x).float().permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
 
     def propose(
@@ -95,7 +96,7 @@ class RPN(nn.Module):
         """Of one image. A box that is not finite is never proposed."""
         mode = 0 if self.training else 1
         before, after = self.pre_nms[mode], self.post_nms[mode]
-        scores, best = scores.topk(min(before, len(scores)))
+        scores, best = highest(scores, before)
         boxes = clip_boxes_to_image(decode(offsets[best], anchors[best]), size)
         large = remove_small_boxes(boxes, self.min_size)
         boxes, scores = boxes[large], scores[large]
@@ -128,3 +129,13 @@ class RPN(nn.Module):
         box = F.smooth_l1_loss(error, torch.zeros_like(error), beta=BETA, reduction="sum")
         count = cls.new_tensor(self.samples * len(sizes))
         return {"rpn_cls": (cls, count), "rpn_box": (box, count)}
+
+
+def highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Up to `count` of the best scores [n], best first, and their places."""
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # n is that of another image, then
+        most = count if torch.jit.is_tracing() else torch.sym_min(count, scores.shape[0])
+        ranked, places = scores.sort(descending=True)
+        return ranked[:most], places[:most]
+    best, places = scores.topk(min(count, len(scores)))
+    return best, places

@@ -1,0 +1,1 @@
+"""Pictures and video: what is read, drawn and written by `cvtrain predict`."""
