@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from time import perf_counter
 
@@ -29,20 +30,29 @@ KEYS = {"format": "jsonl", "top_k": "5", "threshold": "", "nms": "", "draw": "tr
 KEYS |= {"show": "false", "precision": "", "compile": "false"}
 
 
-def rates(run: str, video: Path, out: Path, *, seconds: float) -> None:
+def rates(run: str, video: Path, out: Path, *, rest: float) -> None:
     composed = compose_config([])
     network = of_run(run, composed, [], device=CPU)
     asked = verb.read_keys(str(out), **KEYS)
     working = verb.Predicting(network, asked, CPU, verb.prepare(network, asked))
     with settings(network.config.trainer), StopFlag().listening() as stop:
-        before = alone(working, video, seconds)
-        begun = perf_counter()
+        before = alone(working, video, rest)
+        begun, waited = perf_counter(), waiting()
         working.all_of(find(str(video), out), stop)
-        rate = working.done / (perf_counter() - begun)
-        after = alone(working, video, seconds)
+        seconds, waited = perf_counter() - begun, waiting() - waited
+        rate = working.done / seconds
+        after = alone(working, video, rest)
     peer = max(before, after)  # others may have been at work in one of them
     print(f"predict {rate:.1f} frames/s; the network alone {before:.1f} before, {after:.1f} after")
-    print(f"share   {rate / peer:.2f}")
+    print(
+        f"share   {rate / peer:.2f}; of {seconds:.1f} s the network waited {waited:.1f} for a core"
+    )
+
+
+def waiting() -> float:
+    """Seconds that this thread was ready and had no core: with more than none, measure again."""
+    file = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+    return int(file.read_text().split()[1]) / 1e9 if file.exists() else 0.0
 
 
 def alone(working: verb.Predicting, video: Path, seconds: float) -> float:
@@ -107,7 +117,7 @@ def main() -> None:
     verb.speak(30)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rates(arguments.run, arguments.video, folder / "out", seconds=arguments.seconds)
+        rates(arguments.run, arguments.video, folder / "out", rest=arguments.seconds)
         for frames in arguments.frames:
             repeated(arguments.video, frames, folder / f"{frames}.mp4")
             peak = memory(arguments.run, folder / f"{frames}.mp4", folder / "out")

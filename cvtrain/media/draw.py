@@ -42,7 +42,7 @@ def lines(told: dict[str, Any]) -> list[tuple[str, float]]:
 def draw(
     pixels: np.ndarray, told: dict[str, Any], *, least: float = 0.0, over: bool = False
 ) -> np.ndarray:
-    """On a copy of a picture uint8 `[H, W, 3]`: objects of `least` or more, the best on top.
+    """On a copy of a picture uint8 `[H, W, 3]` (itself, if nothing is): objects of `least` or more.
 
     What is said of the whole stands below it, or with `over`, as in video, the first line on it.
     """
@@ -51,6 +51,8 @@ def draw(
         if "mask" in entry:
             pixels = painted(pixels, entry["mask"], colour(entry["index"]))
     factor = max(1, SMALL // max(pixels.shape[:2]))
+    if factor == 1 and not found and not lines(told):
+        return pixels  # as many a frame: copies would cost more than drawing
     canvas = Image.fromarray(pixels)
     if factor > 1:
         size = canvas.width * factor, canvas.height * factor

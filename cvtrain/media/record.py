@@ -56,7 +56,10 @@ class Recording:
         odd = [(0, side % 2) for side in self.size]
         even = np.pad(picture, (*odd, (0, 0)), "edge") if any(map(any, odd)) else picture
         frame = self.av.VideoFrame.from_ndarray(even, format="rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+        # The size stays: how colours are averaged is all that is interpolated.
+        frame = frame.reformat(
+            format="yuv420p", dst_colorspace="ITU709", interpolation="FAST_BILINEAR"
+        )
         self.last = max(round(time / self.base), self.last + 1)
         frame.pts, frame.time_base = self.last, self.base
         self._write(frame)
