@@ -33,7 +33,7 @@ from cvtrain.data.proposals import IN_RUN
 from cvtrain.engine.checkpoint import read_checkpoint
 from cvtrain.errors import ConfigError, CvtrainError
 from cvtrain.models.detection.faster_rcnn import FasterRCNN
-from cvtrain.verbs.network import build, described
+from cvtrain.trained.network import build, described
 
 STEPS = ("1_rpn", "2_fast_rcnn", "3_rpn", "4_faster_rcnn")
 START = ("model.pretrained", "model.pretrained_backbone", "init.weights", "init.reset_head")

@@ -22,8 +22,8 @@ from cvtrain.compose import compose_config
 from cvtrain.engine.machine import settings
 from cvtrain.engine.signals import StopFlag
 from cvtrain.media.sources import find
+from cvtrain.trained.network import of_run
 from cvtrain.verbs import predict as verb
-from cvtrain.verbs.network import of_run
 
 CPU = torch.device("cpu")
 KEYS = {"format": "jsonl", "top_k": "5", "threshold": "", "nms": "", "draw": "true"}

@@ -17,7 +17,7 @@ from cvtrain.compose import compose_config
 from cvtrain.config import Precision, config_dir, options
 from cvtrain.engine.machine import mixed_precision, settings
 from cvtrain.tasks.classification import all_logits
-from cvtrain.verbs.network import described
+from cvtrain.trained.network import described
 
 OTHERS = ("torchvision", "timm")  # any network by name
 

@@ -40,7 +40,7 @@ from cvtrain.models.detection.rcnn import RCNN
 from cvtrain.models.detection.rcnn_fitted import Fitted, Reader
 from cvtrain.models.detection.regions import tidy
 from cvtrain.targets import make
-from cvtrain.verbs.network import Network, make_task, of_run
+from cvtrain.trained.network import Network, make_task, of_run
 from cvtrain.verbs.train import speak
 
 NORM = 20.0  # of features, in the mean: what COST and RIDGE are made for

@@ -20,7 +20,7 @@ from torch import Tensor
 from cvtrain.compose import compose_config
 from cvtrain.errors import ConfigError
 from cvtrain.models.detection.faster_rcnn import FasterRCNN
-from cvtrain.verbs.network import build, described, of_run
+from cvtrain.trained.network import build, described, of_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "alternate.py"
 STEPS = ("1_rpn", "2_fast_rcnn", "3_rpn", "4_faster_rcnn")

@@ -11,18 +11,18 @@ from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.machine import pick_device
 from cvtrain.engine.summary import unit, versions, written
 from cvtrain.errors import ConfigError
-from cvtrain.metrics.sheet import readable, shorten
-from cvtrain.verbs.ensemble import Measuring
-from cvtrain.verbs.result import (
+from cvtrain.evaluation.ensemble import Measuring
+from cvtrain.evaluation.result import (
     Comparison,
     Interval,
     Result,
     intervals,
     write_results,
 )
-from cvtrain.verbs.result import compare as compared_with
-from cvtrain.verbs.runs import find, runs_of
-from cvtrain.verbs.stored import settings_of
+from cvtrain.evaluation.result import compare as compared_with
+from cvtrain.evaluation.stored import settings_of
+from cvtrain.metrics.sheet import readable, shorten
+from cvtrain.trained.runs import find, runs_of
 from cvtrain.verbs.train import speak
 
 MOST_LISTED = 30  # classes of a table that is printed

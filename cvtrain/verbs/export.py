@@ -25,6 +25,8 @@ from cvtrain.exports import FORMATS, folder, format_module, quietly
 from cvtrain.exports.check import Difference, check
 from cvtrain.exports.pictures import drawn, files_below
 from cvtrain.exports.subject import Subject, classifier, detector
+from cvtrain.trained.inputs import Inputs, Seen
+from cvtrain.trained.network import Network, build
 from cvtrain.verbs.export_origin import (
     CPU,
     Origin,
@@ -34,8 +36,6 @@ from cvtrain.verbs.export_origin import (
     place,
     write_companions,
 )
-from cvtrain.verbs.inputs import Inputs, Seen
-from cvtrain.verbs.network import Network, build
 from cvtrain.verbs.train import speak
 
 log = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ from cvtrain.exports.subject import Subject
 from cvtrain.exports.usage import loading, usage
 from cvtrain.resume import read_run_checkpoint
 from cvtrain.targets import resolve
-from cvtrain.verbs.inputs import Inputs
-from cvtrain.verbs.network import Network, described, of_config, of_run
-from cvtrain.verbs.runs import find
-from cvtrain.verbs.start import Start
+from cvtrain.trained.inputs import Inputs
+from cvtrain.trained.network import Network, described, of_config, of_run
+from cvtrain.trained.runs import find
+from cvtrain.trained.start import Start
 from cvtrain.verbs.summary import read_papers
 
 CPU = torch.device("cpu")

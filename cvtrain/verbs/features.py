@@ -28,9 +28,9 @@ from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.machine import pick_device, settings
 from cvtrain.errors import ConfigError, DataError
 from cvtrain.files import whole
-from cvtrain.verbs.inputs import grey
-from cvtrain.verbs.network import Network, described, find_layer, of_config, of_run
-from cvtrain.verbs.start import Start
+from cvtrain.trained.inputs import grey
+from cvtrain.trained.network import Network, described, find_layer, of_config, of_run
+from cvtrain.trained.start import Start
 from cvtrain.verbs.train import speak
 
 log = logging.getLogger(__name__)

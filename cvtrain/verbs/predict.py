@@ -29,9 +29,9 @@ from cvtrain.media.sources import Item, Kind, find
 from cvtrain.media.video import library
 from cvtrain.media.window import Window, open_window
 from cvtrain.tasks.base import Wanted
-from cvtrain.verbs.asked import Asked, precision_of, prepare, read_keys, typed_network
-from cvtrain.verbs.inputs import Inputs
-from cvtrain.verbs.network import Network, make_task, of_run
+from cvtrain.trained.inputs import Inputs
+from cvtrain.trained.network import Network, make_task, of_run
+from cvtrain.verbs.predict_keys import Asked, precision_of, prepare, read_keys, typed_network
 from cvtrain.verbs.train import speak
 
 log = logging.getLogger(__name__)

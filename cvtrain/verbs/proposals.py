@@ -30,8 +30,8 @@ from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.machine import pick_device, settings
 from cvtrain.errors import ConfigError
 from cvtrain.files import writing
-from cvtrain.verbs.network import of_run
-from cvtrain.verbs.runs import find
+from cvtrain.trained.network import of_run
+from cvtrain.trained.runs import find
 from cvtrain.verbs.train import speak
 
 

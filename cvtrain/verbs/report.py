@@ -5,7 +5,7 @@ from pathlib import Path
 from cvtrain.compose import Composed
 from cvtrain.errors import ConfigError
 from cvtrain.report.run import write_report
-from cvtrain.verbs.runs import find
+from cvtrain.trained.runs import find
 
 PAGE = "report.html"
 

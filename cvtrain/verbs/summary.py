@@ -27,7 +27,7 @@ from cvtrain.data.batch import DataInfo
 from cvtrain.data.source import Source
 from cvtrain.errors import ConfigError
 from cvtrain.targets import resolve
-from cvtrain.verbs.network import build, described
+from cvtrain.trained.network import build, described
 from cvtrain.verbs.train import speak
 
 META = torch.device("meta")

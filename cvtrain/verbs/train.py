@@ -34,8 +34,8 @@ from cvtrain.engine.summary import (
 from cvtrain.engine.trainer import Trainer
 from cvtrain.errors import CvtrainError, MachineError, Stopped
 from cvtrain.resume import changed_keys, check_same, checkpoint_file, read_run_checkpoint
-from cvtrain.verbs.beside import write_end, write_start
-from cvtrain.verbs.start import Start, input_of
+from cvtrain.trained.start import Start, input_of
+from cvtrain.verbs.train_files import write_end, write_start
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from cvtrain.errors import CheckpointError, ConfigError
 from cvtrain.models.zoo import torchvision_detector
 from cvtrain.pretrained import fit_body, origin_of, read_pretrained
 from cvtrain.targets import make
-from cvtrain.verbs.start import Start
+from cvtrain.trained.start import Start
 
 FASTER = "fasterrcnn_resnet50_fpn"
 THEIRS = [

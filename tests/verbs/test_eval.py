@@ -19,8 +19,8 @@ from torch import Tensor
 
 from cvtrain import cli
 from cvtrain.errors import CheckpointError, ConfigError, CvtrainError, DataError, MachineError
+from cvtrain.evaluation.stored import compared
 from cvtrain.models.lenet import LeNet5
-from cvtrain.verbs.stored import compared
 
 VAL = 60
 MEAN, STD = 0.1307, 0.3081  # of data=mnist

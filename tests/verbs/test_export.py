@@ -23,7 +23,7 @@ from cvtrain.compose import compose_config
 from cvtrain.errors import CheckpointError, ConfigError, CvtrainError
 from cvtrain.exports.pictures import drawn
 from cvtrain.models.cnn import CNN
-from cvtrain.verbs.network import build, described
+from cvtrain.trained.network import build, described
 
 CPU = torch.device("cpu")
 FORMATS = ("onnx", "torchscript", "torch_export", "safetensors")

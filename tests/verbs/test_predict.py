@@ -24,7 +24,7 @@ from torchvision.models import ResNet18_Weights
 from cvtrain import cli
 from cvtrain.compose import compose_config
 from cvtrain.errors import ConfigError
-from cvtrain.verbs.network import of_run
+from cvtrain.trained.network import of_run
 
 CPU = torch.device("cpu")
 DETECTOR = ("model=faster_rcnn_tiny", "data=coco", "data.image_size=48", "data.long_side=80")

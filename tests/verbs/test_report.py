@@ -16,7 +16,7 @@ from written_run import HOSTILE, write_run
 
 from cvtrain.cli import main
 from cvtrain.report.run import write_report
-from cvtrain.verbs.beside import write_end
+from cvtrain.verbs.train_files import write_end
 
 Typed = Callable[..., tuple[int, str, str]]
 WORDS = ("debug=smoke", "data.root=shapes", *TINY_SHAPES, "optimizer.lr=0.07")

@@ -14,8 +14,8 @@ from cvtrain.config import Precision, TrainerConfig
 from cvtrain.engine.machine import pick_precision
 from cvtrain.errors import ConfigError
 from cvtrain.media.results import FORMATS
-from cvtrain.verbs.network import Network, described, of_config
-from cvtrain.verbs.start import BACKGROUND, Start
+from cvtrain.trained.network import Network, described, of_config
+from cvtrain.trained.start import BACKGROUND, Start
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from cvtrain.data.selective_search import load_opencv, searched
 from cvtrain.data.source import Source
 from cvtrain.errors import ConfigError, DataError
 from cvtrain.targets import resolve
-from cvtrain.verbs.network import Network
+from cvtrain.trained.network import Network
 
 MAX_PIXELS = 100_000_000  # of one image, where the config's data set no limit
 FRAMED = 1.25  # array data that are smaller than the network's images by less get a frame

@@ -13,8 +13,8 @@ from cvtrain.compose import compose_config
 from cvtrain.data.source import Source
 from cvtrain.errors import DataError
 from cvtrain.targets import make
-from cvtrain.verbs.inputs import Inputs, grey
-from cvtrain.verbs.network import Network, build
+from cvtrain.trained.inputs import Inputs, grey
+from cvtrain.trained.network import Network, build
 
 CPU = torch.device("cpu")
 

@@ -9,13 +9,13 @@ from torch import nn
 from cvtrain.compose import Composed
 from cvtrain.engine.machine import settings
 from cvtrain.errors import ConfigError
+from cvtrain.evaluation.measured import Measured, opened
+from cvtrain.evaluation.result import Result, check_same_samples
+from cvtrain.evaluation.stored import compared, differing
 from cvtrain.models.detection.nms import suppress
 from cvtrain.tasks.ensemble import MERGES, Ensemble, Votes
 from cvtrain.tasks.rows import Recorded, rows_of
-from cvtrain.verbs.classes import places
-from cvtrain.verbs.measured import Measured, opened
-from cvtrain.verbs.result import Result, check_same_samples
-from cvtrain.verbs.stored import compared, differing
+from cvtrain.trained.classes import places
 
 
 class Measuring:

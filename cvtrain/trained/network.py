@@ -29,8 +29,8 @@ from cvtrain.errors import CheckpointError, ConfigError, DataError, nearest
 from cvtrain.resume import read_run_checkpoint
 from cvtrain.targets import make, resolve
 from cvtrain.tasks.base import Task
-from cvtrain.verbs.runs import find
-from cvtrain.verbs.start import Start
+from cvtrain.trained.runs import find
+from cvtrain.trained.start import Start
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from cvtrain.engine.environment import write_environment
 from cvtrain.files import write_atomic
 from cvtrain.origins import origins
-from cvtrain.verbs.start import Start
+from cvtrain.trained.start import Start
 
 log = logging.getLogger(__name__)
 

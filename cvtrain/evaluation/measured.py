@@ -26,11 +26,11 @@ from cvtrain.engine.machine import mixed_precision, pick_precision
 from cvtrain.errors import ConfigError, CvtrainError
 from cvtrain.targets import make
 from cvtrain.tasks.base import Evaluator, Task
-from cvtrain.verbs.classes import joined
-from cvtrain.verbs.inputs import Inputs, grey
-from cvtrain.verbs.network import Network, make_task, of_run
-from cvtrain.verbs.runs import find
-from cvtrain.verbs.start import typed
+from cvtrain.trained.classes import joined
+from cvtrain.trained.inputs import Inputs, grey
+from cvtrain.trained.network import Network, make_task, of_run
+from cvtrain.trained.runs import find
+from cvtrain.trained.start import typed
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cvtrain.engine.pictures import write_png
 from cvtrain.engine.summary import report_of
 from cvtrain.errors import CheckpointError, ConfigError
+from cvtrain.evaluation.measured import Measured
 from cvtrain.files import whole, write_atomic, writing
 from cvtrain.metrics.resample import (
     bootstrap,
@@ -23,7 +24,6 @@ from cvtrain.metrics.resample import (
 )
 from cvtrain.tasks.base import Evaluator, Showing
 from cvtrain.tasks.rows import DetectionRows, Rows
-from cvtrain.verbs.measured import Measured
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What `cvtrain eval` is made of: runs measured again, together, against each other."""
