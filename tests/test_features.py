@@ -270,7 +270,8 @@ def refusal(*typed: str) -> CvtrainError:
         ("layer=fc model=cnn", "a run has its own config; model=cnn"),
         ("layer=fc data_dir=x", "a run has its own config"),
         ("layer=fc eval.splitt=train", "type eval.split=train"),
-        ("layer=fc eval.split=test", "test"),
+        ("layer=fc eval.split=test", "has no split test; eval.split=test; type eval.split=train"),
+        ("layer=fc eval.split=tset", "tset"),
         ("layer=stages", "takes no part in evaluation"),
     ],
 )

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from cvtrain import targets
-from cvtrain.build_loaders import make_loader
+from cvtrain.build_loaders import make_loader, split_of
 from cvtrain.compose import Composed
-from cvtrain.config import Config, EvalSplit, Precision
+from cvtrain.config import Config, Precision
 from cvtrain.data.batch import to_device
 from cvtrain.data.crops import CenterCrop
 from cvtrain.data.image_folder import ImageFiles
 from cvtrain.data.images import BadImage, probe, shown
 from cvtrain.data.loader import Loader
 from cvtrain.data.scan import SUFFIXES, Scan
-from cvtrain.data.source import Augmentations, Source
+from cvtrain.data.source import Source
 from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.machine import pick_device, settings
 from cvtrain.errors import ConfigError, DataError
@@ -160,8 +160,7 @@ def _of_data(network: Network, source: Source, device: torch.device) -> Images:
             "data",
             "type data= for other images",
         )
-    on_train = split is EvalSplit.train
-    samples = source.train(size, Augmentations()) if on_train else source.val(size)
+    samples = split_of(source, split, size)
     loader = make_loader(config, samples, source, size, False, device, Ranks())
     return Images(
         loader,
