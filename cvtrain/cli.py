@@ -257,7 +257,8 @@ groups (group=choice, then group.key=value; augment=[flip,mixup], then data.augm
 {groups}
 
 other keys
-  seed data_dir resume resume_allow trust traceback init.weights init.reset_head hydra.run.dir
+  seed data_dir resume resume_allow trust report traceback init.weights init.reset_head
+  hydra.run.dir
   durations: 20ep (epochs), 500st (optimizer steps), 30min (trainer.duration only)"""
 
 

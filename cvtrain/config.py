@@ -217,6 +217,7 @@ class Config:
     resume: str | None = None  # auto, a run directory or a checkpoint
     resume_allow: list[str] = field(default_factory=list)
     trust: list[str] = field(default_factory=list)
+    report: bool = True
     traceback: bool = False
     published: dict[str, Any] = field(default_factory=dict)
 

@@ -13,10 +13,9 @@ RUN_KEYS = {"model", "ema", "optimizer", "scaler", "schedule", "position", "conf
 }
 # They change how a run is driven and looked at, not what it computes.
 FREE = (
-    *("resume", "resume_allow", "trust", "traceback", "published", "init", "model.pretrained"),
-    "model.pretrained_backbone",
-    *("data_dir", "data.root"),
-    *("data.url", "data.sha256"),
+    *("resume", "resume_allow", "trust", "traceback", "report", "published", "init"),
+    *("model.pretrained", "model.pretrained_backbone"),
+    *("data_dir", "data.root", "data.url", "data.sha256"),
     *("trainer.workers", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every"),
     *("trainer.threads", "trainer.device", "trainer.profile", "eval.batch_size"),
 )

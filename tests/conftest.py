@@ -12,6 +12,8 @@ import pytest
 
 # Two of them beside another busy process are up to ten times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A second of each of hundreds of runs; those that are about the page ask for it.
+os.environ.setdefault("CVTRAIN_REPORT", "false")
 
 OUTCOMES: dict[str, list[tuple[str, str]]] = defaultdict(list)
 

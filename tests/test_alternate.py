@@ -86,6 +86,7 @@ def changed(old: dict[str, Tensor], new: dict[str, Tensor]) -> set[str]:
     return {".".join(name.split(".")[: 2 if name.startswith("body") else 1]) for name in parts}
 
 
+@pytest.mark.nightly  # a minute of runs, for all of them
 def test_what_moves_in_each_step(words: list[str], states: list[dict[str, Tensor]]) -> None:
     head = {"body.hidden", "cls_score", "bbox_pred"}
     rpn, fast, again, whole = states
@@ -102,6 +103,7 @@ def test_what_moves_in_each_step(words: list[str], states: list[dict[str, Tensor
     assert whole.keys() == rpn.keys() == again.keys()
 
 
+@pytest.mark.nightly
 def test_what_each_step_starts_from(out: Path, words: list[str]) -> None:
     said = (out.parent / "log").read_text()
     configs = [yaml.safe_load((out / step / "config.yaml").read_text()) for step in STEPS]
@@ -116,6 +118,7 @@ def test_what_each_step_starts_from(out: Path, words: list[str]) -> None:
     assert {c["optimizer"]["_target_"] for c in configs} == {"torch.optim.AdamW"}  # the recipe's
 
 
+@pytest.mark.nightly
 def test_the_first_heads_stand_still(states: list[dict[str, Tensor]], words: list[str]) -> None:
     """At the values that chance gave them; and without a start both bodies are the same."""
     pair = ["model=faster_rcnn_tiny", "data=shapes_boxes", *words]
@@ -127,6 +130,7 @@ def test_the_first_heads_stand_still(states: list[dict[str, Tensor]], words: lis
     assert changed(begin, build(config, described(config), device=CPU).model.state_dict()) == set()
 
 
+@pytest.mark.nightly
 def test_the_last_is_a_whole_detector(out: Path) -> None:
     found = summary(out / STEPS[3])
     assert 0 <= found["val/mAP"] <= 100
@@ -138,6 +142,7 @@ def test_the_last_is_a_whole_detector(out: Path) -> None:
     assert detections.keys() == {"boxes", "labels", "scores"}
 
 
+@pytest.mark.nightly
 def test_typed_again_it_trains_nothing(out: Path, words: list[str]) -> None:
     before = tree(out)
     process = start(out.parent, words)

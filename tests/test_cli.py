@@ -136,7 +136,8 @@ def test_a_failed_job_does_not_end_the_sweep(tmp_path: Path) -> None:
 
 def test_a_run_by_default_name(tmp_path: Path) -> None:
     """`python -m cvtrain`, a typed verb, the directory's default name, and what a run leaves."""
-    done = command("train", "debug=smoke", "data.root=shapes", *TINY_SHAPES, cwd=tmp_path)
+    words = ("debug=smoke", "report=true", "data.root=shapes", *TINY_SHAPES)
+    done = command("train", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     [run] = (tmp_path / "outputs" / "cnn_shapes").iterdir()
     names = {path.name for path in run.iterdir() if not path.name.startswith(("events.", "git"))}

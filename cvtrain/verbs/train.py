@@ -271,7 +271,7 @@ class Run:
             time=time_lines(summary, trainer.parts.train),
             pictures=pictures,
         )
-        page = write_end(self.path)
+        page = write_end(self.path) if self.config.report else []
         print(lines, *page, trainer.profile.table, sep="\n", end="", flush=True)
         return figure
 

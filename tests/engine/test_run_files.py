@@ -64,7 +64,7 @@ def test_every_file(trained: Path) -> None:
     names = {name for name in names if not name.endswith(".diff")}
     assert names == {
         *("config.yaml", "metrics.jsonl", "checkpoints", "summary.json", "status.json"),
-        *("environment.json", "origins.json", "report.html", "curves.png"),
+        *("environment.json", "origins.json", "curves.png"),
         *(f"{name}.png" for name in PICTURES),
     }
     for name in PICTURES:

@@ -314,7 +314,11 @@ def test_report_names_the_categories() -> None:
     evaluator.update(*by_hand())
     evaluator.compute()
     expected = {"cat": pytest.approx(60.396, abs=1e-3), "dog (b)": None, "dog (c)": None}
-    assert evaluator.report(Source) == {"per_category": expected}
+    report = evaluator.report(Source)
+    assert report["per_category"] == expected
+    precision = report["precision_recall"]["0.5"]
+    assert (len(precision["cat"]), precision["dog (b)"]) == (21, None)
+    assert precision["cat"][0] == 1.0  # the surest is right
 
 
 def code(mask: Tensor) -> bytes:

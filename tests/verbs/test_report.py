@@ -26,7 +26,7 @@ WORDS = ("debug=smoke", "data.root=shapes", *TINY_SHAPES, "optimizer.lr=0.07")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run and what it said."""
     folder = tmp_path_factory.mktemp("trained")
-    done = command(*WORDS, "hydra.run.dir=run", cwd=folder)
+    done = command(*WORDS, "report=true", "hydra.run.dir=run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stdout
 
