@@ -56,12 +56,12 @@ def waiting() -> float:
 
 
 def alone(working: verb.Predicting, video: Path, seconds: float) -> float:
-    """Frames a second of the network, without what makes frames and draws on them."""
+    """Frames a second of the network on the video, without what makes frames and draws on them."""
     inputs, size = working.inputs, verb.FRAMES
     with av.open(str(video)) as file:
         seen = [
             inputs.of(frame.to_ndarray(format="rgb24"))
-            for frame, _ in zip(file.decode(video=0), range(8 * size), strict=False)
+            for frame, _ in zip(file.decode(video=0), range(64 * size), strict=False)
         ]
     groups = [seen[first : first + size] for first in range(0, len(seen) - size + 1, size)]
     done, begun = 0, perf_counter()

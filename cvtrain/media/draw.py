@@ -4,6 +4,7 @@ Pillow rather than torchvision's drawing, which puts names over the objects and 
 paints black where masks overlap.
 """
 
+import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -156,10 +157,11 @@ def font(size: tuple[int, int], larger: float = 1.0) -> ImageFont.FreeTypeFont:
 
 @lru_cache(4)
 def _font(height: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # brings a font with more letters than Pillow's own
-
-    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(file), height)
+    # Matplotlib brings a font with more letters than Pillow's own; importing it takes a third of a
+    # second, in the middle of a video.
+    found = importlib.util.find_spec("matplotlib")
+    folder = Path(str(found.origin if found else "")).parent / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / "DejaVuSans.ttf"), height)
 
 
 def fitted(text: str, letters: ImageFont.FreeTypeFont, width: float) -> str:

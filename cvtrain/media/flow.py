@@ -3,14 +3,18 @@
 Order is kept, queues are bounded, and an error anywhere comes to whoever asks next.
 """
 
+import os
+import sys
 import threading
-from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from queue import Empty, Full, Queue
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 TICK = 0.1  # seconds between two looks at whether it is to end
+NICE = 10  # how far the other threads, and those of their codecs, stand back for the network's
+SWITCH = 5e-4  # seconds until a thread that waits for Python's lock gets it
 PATIENCE = 2.0  # seconds that a thread gets to end; one that waits for a stream is left behind
 
 
@@ -35,6 +39,7 @@ class Ahead(Generic[T]):
         self.thread = threading.Thread(target=self._make, daemon=True)
 
     def _make(self) -> None:
+        stand_back()
         try:
             with closing(self.items):
                 for item in self.items:
@@ -82,6 +87,7 @@ class Behind(Generic[T]):
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
+        stand_back()
         while (item := self.waiting.get()) is not None:
             if self.error is None:  # after one, the rest is let go: nobody waits for ever
                 try:
@@ -107,3 +113,21 @@ class Behind(Generic[T]):
         self.thread.join()
         if error is None:
             self._check()
+
+
+def stand_back() -> None:
+    """The thread that calls it runs where the others leave a core; on Linux, where threads may."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+
+@contextmanager
+def in_turns() -> Iterator[None]:
+    """Threads take turns often: the network's is back at work in time for its next operation."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

@@ -23,7 +23,7 @@ from cvtrain.engine.machine import mixed_precision, pick_device, settings
 from cvtrain.engine.signals import StopFlag
 from cvtrain.errors import MachineError, Stopped
 from cvtrain.media.draw import line
-from cvtrain.media.flow import Ahead, Behind
+from cvtrain.media.flow import Ahead, Behind, in_turns
 from cvtrain.media.shots import Bad, Shot, Writer, shots
 from cvtrain.media.sources import Item, Kind, find
 from cvtrain.media.video import library
@@ -87,7 +87,7 @@ class Predicting:
         stop.finish_the_step()
         begun = perf_counter()
         try:
-            with closing(writer), Behind(writer, depth=2 * FRAMES) as behind:
+            with in_turns(), closing(writer), Behind(writer, depth=2 * FRAMES) as behind:
                 self._go(items, stop, behind, writer, window)
         except BaseException:
             if writer.written:
