@@ -53,8 +53,14 @@ class Start:
             "model.pretrained": model.pretrained,
             "model.pretrained_backbone": model.pretrained_backbone,
         }
-        if len(given := [f"{key}={word}" for key, word in kinds.items() if word]) > 1:
-            raise ConfigError("weights of two kinds", " ".join(given), "type one of them")
+        given = {key: word for key, word in kinds.items() if word}
+        mine = given.keys() & typed(overrides)
+        if len(given) > 1 and len(mine) == 1:  # a recipe's give way to what was typed
+            composed = with_values(composed, dict.fromkeys(given.keys() - mine))
+            return cls.read(composed, overrides)
+        if len(given) > 1:
+            words = " ".join(f"{key}={word}" for key, word in given.items())
+            raise ConfigError("weights of two kinds", words, "type one of them")
         if init:
             return cls(composed, weights=weights_of(read(best_of(Path(init)))))
         if not given:
