@@ -268,7 +268,6 @@ def refusal(*typed: str) -> CvtrainError:
         ("layer=fc out=f.txt", "type out=f.txt.npz"),
         ("layer=fc out=nowhere/f.npz", "no folder nowhere"),
         ("layer=fc model=cnn", "a run has its own config; model=cnn"),
-        ("layer=fc data_dir=x", "a run has its own config"),
         ("layer=fc eval.splitt=train", "type eval.split=train"),
         ("layer=fc eval.split=test", "has no split test; eval.split=test; type eval.split=train"),
         ("layer=fc eval.split=tset", "tset"),

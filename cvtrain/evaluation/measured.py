@@ -184,7 +184,7 @@ def _source(config: Config) -> tuple[Source, bool]:
     try:
         return read(arguments), True
     except CvtrainError as error:
-        if error.name not in ("NO-DATA", "DOWNLOAD", "CLASSES"):
+        if error.name not in ("NO-DATA", "DOWNLOAD", "CLASSES", "NOT-WRITABLE"):
             raise
         alone = _alone(arguments, config.eval.split)
         with suppress(CvtrainError):
@@ -194,7 +194,7 @@ def _source(config: Config) -> tuple[Source, bool]:
                 return source, False
         if error.name == "CLASSES":
             raise
-        fix = "type data.root=FOLDER for where they are now, or data=NAME for others"
+        fix = "type data_dir=FOLDER or data.root=FOLDER for where they are, or data=NAME for others"
         raise type(error)(error.what, error.where, fix, name=error.name) from error
 
 

@@ -19,7 +19,7 @@ from cvtrain.compose import (
     flatten,
     to_config,
 )
-from cvtrain.config import GROUPS, Config
+from cvtrain.config import GROUPS, Config, flat
 from cvtrain.data.batch import DataInfo
 from cvtrain.data.scan import class_folders
 from cvtrain.data.source import Source
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 # What a run brings with it.
 TENSORS = ("model", "ema", "optimizer", "scaler", "schedule")
-REPLACED = (*GROUPS, "data_dir", "init.weights", "init.reset_head", "resume")
+REPLACED = (*GROUPS, "init.weights", "init.reset_head", "resume")
 
 
 @dataclass(frozen=True)
@@ -160,23 +160,41 @@ def _config_of_run(
     if stored.model.task != "detection" and seen.get("size"):
         trained_on["image_size"] = seen["size"]
     for word in _with_data(stored, composed, overrides, trained_on):
-        key, equals, value = word.partition("=")
-        if not equals or key in REPLACED or key[0] in "+~":
-            fix = "leave it out; data=NAME with its keys may be typed"
-            raise ConfigError("a run has its own config", word, fix)
-        if key not in known:
-            raise ConfigError(f"there is no key {key}", word, nearest(key, known, value))
-        try:
-            if isinstance(OmegaConf.select(stored, key), str):  # as it is: a path may hold anything
-                OmegaConf.update(stored, key, None if value == "null" else value)
-            else:
-                stored.merge_with_dotlist([word])
-        except Exception as error:  # of YAML's parser
-            raise ConfigError(f"{value} is no value", word) from error
+        _put_over(stored, word, known)
     try:
         return to_config(stored)
     except COMPOSITION_ERRORS as error:
         raise explain(error, []) from error
+
+
+def _put_over(stored: DictConfig, word: str, known: list[str]) -> None:
+    """What is typed, over the stored config."""
+    key, equals, value = word.partition("=")
+    if not equals or key in REPLACED or key[0] in "+~":
+        fix = "leave it out; data=NAME with its keys may be typed"
+        raise ConfigError("a run has its own config", word, fix)
+    if key not in known:
+        raise ConfigError(f"there is no key {key}", word, nearest(key, known, value))
+    if key == "data_dir":
+        _move_data(stored, value)
+        return
+    try:
+        if isinstance(OmegaConf.select(stored, key), str):  # as it is: a path may hold anything
+            OmegaConf.update(stored, key, None if value == "null" else value)
+        else:
+            stored.merge_with_dotlist([word])
+    except Exception as error:  # of YAML's parser
+        raise ConfigError(f"{value} is no value", word) from error
+
+
+def _move_data(stored: DictConfig, folder: str) -> None:
+    """What lay below the run's `data_dir` lies below another one."""
+    plain: Any = OmegaConf.to_container(stored)  # with its interpolations, as of the environment
+    old = str(plain["data_dir"])
+    for key, value in flat(plain["data"], "data").items():
+        if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+            OmegaConf.update(stored, key, folder + value.removeprefix(old))
+    stored.data_dir = folder
 
 
 def _with_data(
