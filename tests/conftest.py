@@ -22,11 +22,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", metavar="FILE", help="write the table of faults into FILE")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: many tests wait for commands that they have started."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that take minutes run by night."""
     for item in items if "CVTRAIN_NIGHTLY" not in os.environ else ():
