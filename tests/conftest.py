@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A second of each of hundreds of runs; those that are about the page ask for it.
 os.environ.setdefault("CVTRAIN_REPORT", "false")
 
+LONG = ("reliability", "verbs", "exports", "engine", "tests")  # folders of such files
 OUTCOMES: dict[str, list[tuple[str, str]]] = defaultdict(list)
 
 
@@ -23,7 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that take minutes run by night."""
+    """Those that take minutes run by night; files of long tests come first, so that no worker is
+    left alone with one at the end.
+    """
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
     for item in items if "CVTRAIN_NIGHTLY" not in os.environ else ():
         if item.get_closest_marker("nightly"):
             item.add_marker(pytest.mark.skip(reason="set CVTRAIN_NIGHTLY=1"))
