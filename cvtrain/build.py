@@ -36,6 +36,8 @@ def build_parts(config: Config, *, device: torch.device, ranks: Ranks) -> Parts:
     size = size_of(config, source)
     train, val = build_loaders(config, source, size, device=device, ranks=ranks)
     channels, model = build_model(config, source, size, device=device)
+    if config.trainer.sync_batch_norm and ranks.world_size > 1:
+        model = _synchronised(model, device)
     transform = source.transform(
         image_size=size,
         channels=channels,
@@ -66,6 +68,14 @@ def build_model(
         model = with_heads(model, outputs, image=(channels, size, size))
     layout = torch.channels_last if config.trainer.channels_last else torch.preserve_format
     return channels, model.to(device).to(memory_format=layout)
+
+
+def _synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """Batch norm over what all processes have of a batch. Raises ConfigError on the CPU."""
+    if device.type != "cuda":
+        what = "torch synchronises batch norm on GPUs alone"
+        raise ConfigError(what, "trainer.sync_batch_norm", "type trainer.sync_batch_norm=false")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def _count(outputs: int | dict[str, Head], source: Source) -> int:
@@ -114,8 +124,13 @@ def _optimizer(config: Config, model: nn.Module) -> Optimizer:
     optimizer = make(
         config.optimizer.args, Optimizer, key="optimizer", trust=config.trust, **params
     )
+    scale = 1.0
+    if (meant_for := config.trainer.scale_lr) is not None:
+        # Goyal et al. 2017: k times the batch, k times the rate.
+        scale = config.data.batch_size / meant_for
+        log.info("the rate, meant for batches of %d, is multiplied by %g", meant_for, scale)
     for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"] * group.pop("times", 1.0)
+        group["initial_lr"] = group["lr"] * group.pop("times", 1.0) * scale
     return optimizer
 
 

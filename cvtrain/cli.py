@@ -51,6 +51,11 @@ VERBS = {
     "doctor": Verb("this machine: versions, devices, disk, data, extras"),
 }
 
+# The verbs that several processes can share (`trainer.devices`), unless a launcher began this one:
+# torchrun, or srun.
+SHARED = ("train", "eval")
+OF_A_LAUNCHER = {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}
+
 # Hydra's own flags: it reads the command line as it is.
 HYDRA_FLAGS = {
     *("-m", "--multirun", "-c", "--cfg", "-i", "--info", "--resolve", "-p", "--package"),
@@ -178,6 +183,12 @@ def job(
     if keys.get("run"):  # it brings its own config; the verb puts over it what was typed
         words = [word for word in overrides if word.startswith(("trainer.", "eval.", "trust="))]
     composed = compose_config(words, extra_dir=extra_dir, run_dir=run_dir)
+    devices = composed.config.trainer.devices
+    if devices != 1 and verb in SHARED and not OF_A_LAUNCHER & set(os.environ):
+        from cvtrain.launch import launch, processes
+
+        if (number := processes(devices, composed.config.trainer.device)) > 1:
+            return launch(number, verb, composed, overrides, keys)
     do = getattr(import_module(f"cvtrain.verbs.{verb}"), verb)
     return do(composed, overrides, **keys)
 

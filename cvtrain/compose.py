@@ -48,6 +48,7 @@ class Composed:
     choices: dict[str, str]
     recipe_sets: dict[str, Any]  # what the recipe set and neither command line nor debug changed
     extra_dir: Path | None  # the user's own tree of configs
+    gpus: tuple[int, ...] = ()  # those of a job of a sweep, where several run at once; else any
 
 
 @contextmanager

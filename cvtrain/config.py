@@ -112,8 +112,15 @@ def timespan(default: str, *, units: tuple[Unit, ...] = STEP_UNITS, low: float =
     return field(default=default, metadata={"units": units, "low": low})
 
 
-def number(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"low": low, "high": high})
+def number(
+    default: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    words: tuple[str, ...] = (),
+) -> Any:
+    """`words` may stand in its place."""
+    return field(default=default, metadata={"low": low, "high": high, "words": words})
 
 
 # The open groups: the keys named here are ours, `args` holds `_target_` and its arguments.
@@ -167,6 +174,9 @@ class TrainerConfig:
     head_first: str = timespan("0ep")  # the head alone; then everything
     after_head: float = number(1.0, low=0)  # times the rate from then on
     device: str = "auto"
+    devices: int | str = number(1, low=1, words=("auto",))  # processes; auto: one for each GPU
+    sync_batch_norm: bool = False
+    scale_lr: int | None = number(None, low=1)  # samples of the batch that the rate is meant for
     precision: Precision = Precision.auto
     accumulate: int = number(1, low=1)
     clip_norm: float | None = number(None, low=0)
@@ -247,7 +257,10 @@ def _check_range(key: str, value: Any, bounds: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}={value} is not finite", "", f"type a number: {key}=0.1")
     low, high = bounds.get("low"), bounds.get("high")
-    if value is None or isinstance(value, bool) or (low is None and high is None):
+    words = bounds.get("words", ())
+    if isinstance(value, str) and words and value not in words:
+        raise ConfigError(f"{key}={value}", "", f"type a number, or {key}={words[0]}")
+    if value is None or isinstance(value, bool | str) or (low is None and high is None):
         return
     if (low is not None and value < low) or (high is not None and value > high):
         floor = "more than 0" if low == 1e-9 else f"at least {low}"

@@ -18,6 +18,7 @@ FREE = (
     *("data_dir", "data.root", "data.url", "data.sha256"),
     *("trainer.workers", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every"),
     *("trainer.threads", "trainer.device", "trainer.profile", "eval.batch_size"),
+    "trainer.devices",  # of the processes there are, the checkpoint knows the number
 )
 
 

@@ -33,6 +33,7 @@ from cvtrain.data.loader import Loader
 from cvtrain.data.source import Augmentations, Source
 from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.evaluate import evaluate
+from cvtrain.engine.logs import speak
 from cvtrain.engine.machine import pick_device
 from cvtrain.errors import CheckpointError, ConfigError, CvtrainError
 from cvtrain.files import whole
@@ -41,7 +42,6 @@ from cvtrain.models.detection.rcnn_fitted import Fitted, Reader
 from cvtrain.models.detection.regions import tidy
 from cvtrain.targets import make
 from cvtrain.trained.network import Network, make_task, of_run
-from cvtrain.verbs.train import speak
 
 NORM = 20.0  # of features, in the mean: what COST and RIDGE are made for
 

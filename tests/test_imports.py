@@ -23,7 +23,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "compose": ("config", "recipes"),
     "origins": ("compose", "config", "recipes"),
     "usage": (),
-    "cli": ("compose", "config", "recipes", "usage", "verbs"),
+    "launch": ("compose",),
+    "rank": ("compose", "launch", "verbs"),
+    "cli": ("compose", "config", "launch", "recipes", "usage", "verbs"),
     "__main__": ("cli",),
     "verbs": (
         *("build", "build_loaders", "compose", "config", "data", "engine", "metrics", "origins"),

@@ -37,7 +37,7 @@ class DetectionBatch(NamedTuple):
     images: list[Tensor]  # [3, H, W]: uint8 from a loader, normalised floats after its transform
     # `boxes` float32 [n, 4]: left, top, right, bottom in pixels of that image; `labels` int64 [n],
     # 1 to the number of classes (0 is the background); where the data have them `masks` uint8
-    # [n, H, W]. Never crowds.
+    # [n, H, W]. Never crowds. `draw` int64 []: seeds what is sampled of the image in training.
     targets: list[dict[str, Tensor]]
     # Of the image as it is in its file: `size` int64 [2] (height, width); of all objects `boxes`,
     # `labels`, `crowd` bool [m], `area` float32 [m], `difficult` bool [m]; with masks `rles`, m

@@ -86,6 +86,7 @@ class DetectionFiles(Dataset):
             own = [code for code, one in zip(codes, learnt, strict=True) if one]
             target["masks"] = decoded(own, size, (height, width))
         image, target = self._changed(tv_tensors.Image(pixels), target)
+        target["draw"] = torch.randint(2**62, ())  # what its network samples, whoever computes it
         truth: dict[str, Any] = {
             "size": torch.tensor(size),
             "boxes": torch.from_numpy(self.objects.boxes[rows]),

@@ -8,6 +8,7 @@ from torch import nn
 from cvtrain.data.batch import to_device
 from cvtrain.data.loader import Loader
 from cvtrain.engine.distributed import Ranks
+from cvtrain.engine.signals import StopFlag
 from cvtrain.tasks.base import Evaluator, Showing, Task
 
 
@@ -21,7 +22,7 @@ def evaluate(
     device: torch.device,
     autocast: Any,
     ranks: Ranks,
-    stop: Any = False,
+    stop: StopFlag | None = None,
     max_batches: int | None = None,
 ) -> Evaluator | None:
     """What the task's evaluator holds of all processes; None when a stop came in between."""
@@ -32,7 +33,7 @@ def evaluate(
         for number, micro_batches in enumerate(loader.epoch(0)):
             if number == max_batches:
                 break
-            if ranks.any(bool(stop), device):
+            if stop is not None and ranks.stopped(stop, device):
                 return None
             for batch in micro_batches:
                 prepared = transform(to_device(batch, device))

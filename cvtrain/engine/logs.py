@@ -16,6 +16,14 @@ from cvtrain.tasks.base import Picture
 log = logging.getLogger(__name__)
 
 
+def speak(level: int) -> None:
+    """Our messages, bare, to stderr; the root logger stays Hydra's or the caller's."""
+    ours = logging.getLogger("cvtrain")
+    ours.setLevel(level)
+    ours.propagate = False
+    ours.handlers = [logging.StreamHandler(sys.stderr)]
+
+
 def _leave_tensorboard_alone(args: threading.ExceptHookArgs) -> None:
     """Its writer's thread hands every error to us besides: one warning is enough."""
     if not type(args.thread).__module__.startswith("tensorboard."):

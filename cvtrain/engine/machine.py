@@ -1,6 +1,6 @@
 """The device, the precision and what is set for the length of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,8 +10,11 @@ from cvtrain.engine.distributed import Ranks
 from cvtrain.errors import ConfigError, MachineError
 
 
-def pick_device(wanted: str, ranks: Ranks) -> torch.device:
-    """Raises MachineError (NO-CUDA): a run asked onto a GPU is never silently put on the CPU."""
+def pick_device(wanted: str, ranks: Ranks, gpus: Sequence[int] = ()) -> torch.device:
+    """Raises MachineError (NO-CUDA): a run asked onto a GPU is never silently put on the CPU.
+
+    `gpus` are those that the processes of this run take, where others run beside it.
+    """
     cuda = torch.cuda.is_available()
     if wanted == "auto":
         wanted = "cuda" if cuda else "cpu"
@@ -24,6 +27,8 @@ def pick_device(wanted: str, ranks: Ranks) -> torch.device:
     if device.type != "cuda":
         return device
     index = ranks.local_rank if device.index is None else device.index
+    if device.index is None and gpus:
+        index = gpus[ranks.local_rank]
     if not cuda or index >= torch.cuda.device_count():
         raise MachineError(
             f"{device} was asked for, {torch.cuda.device_count()} GPUs are there",

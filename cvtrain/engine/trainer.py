@@ -119,7 +119,7 @@ class Trainer:
     def boundary(self) -> None:
         """Between two steps: log, evaluate, save, as the plan has it; also what a resume owes."""
         position, plan = self.position, self.plan
-        self.stopped = self.ranks.any(bool(self.stop), self.device)
+        self.stopped = self.ranks.stopped(self.stop, self.device)
         if plan.seconds is not None:
             self.time_is_up = self.ranks.any(position.seconds >= plan.seconds, self.device)
         at_end = self.finished and not self.stopped
@@ -218,6 +218,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float] | None:
         """The (averaged) network's figures; None when a stop came in between."""
+        self.ranks.share(self.ema.model.buffers())
         self.evaluator = evaluate(
             self.ema.model,
             self.parts.val,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cvtrain.compose import Composed
+from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.machine import settings
 from cvtrain.errors import ConfigError
 from cvtrain.evaluation.measured import Measured, opened
@@ -22,12 +23,17 @@ class Measuring:
     """`result` of one run or of several."""
 
     def __init__(
-        self, composed: Composed, overrides: list[str], device: torch.device, merge: str
+        self,
+        composed: Composed,
+        overrides: list[str],
+        device: torch.device,
+        merge: str,
+        ranks: Ranks,
     ) -> None:
         if merge not in MERGES:
             raise ConfigError(f"merge={merge}", "", f"type merge={' or merge='.join(MERGES)}")
         self.composed, self.overrides = composed, overrides
-        self.device, self.merge = device, merge
+        self.device, self.merge, self.ranks = device, merge, ranks
         self.done: dict[str, Result] = {}
 
     def result(self, runs: list[str]) -> Result:
@@ -36,7 +42,7 @@ class Measuring:
 
     def alone(self, run: str) -> Result:
         if run not in self.done:
-            measured = opened(run, self.composed, self.overrides, self.device)
+            measured = opened(run, self.composed, self.overrides, self.device, self.ranks)
             self.done[run] = self.judged(measured, None)
             measured.loader.close()
         return self.done[run]
@@ -51,9 +57,10 @@ class Measuring:
             differs = ["the data, for the training split, by which they are known, is not there"]
             if measured.whole_data:
                 fingerprint = measured.source.info.fingerprint
-                differs = differing(measured.stored, config, state, fingerprint, self.device)
+                known = (fingerprint, self.device, self.ranks)
+                differs = differing(measured.stored, config, state, *known)
         if rows is not None:
-            rows.finish(evaluator)
+            rows.finish(evaluator, self.ranks.gather)
         seconds = time.perf_counter() - start
         exact = self.device.type == "cpu" or config.trainer.deterministic
         said, error = compared(figures, state, differs, str(measured.path), exact=exact)
@@ -67,7 +74,7 @@ class Measuring:
             raise ConfigError("a run is named twice", f"run=[{','.join(runs)}]", "type it once")
         results, ballots = list[Result](), list[Votes]()
         for run in runs:
-            measured = opened(run, self.composed, self.overrides, self.device)
+            measured = opened(run, self.composed, self.overrides, self.device, self.ranks)
             first = results[0].measured if results else measured
             votes = _ballot(first, measured)
             results.append(self.judged(measured, votes))
@@ -86,7 +93,7 @@ class Measuring:
             figures = evaluator.compute()
         first.loader.close()
         if rows is not None:
-            rows.finish(evaluator)
+            rows.finish(evaluator, self.ranks.gather)
         seconds = time.perf_counter() - start + sum(one.seconds for one in results)
         same = sum(one.stored.startswith("exactly") for one in results)
         said = f"exactly those of {same} of the {len(runs)} runs"

@@ -58,6 +58,7 @@ class Measured:
     loader: Loader
     transform: Any
     whole_data: bool  # with what was trained on, by which data are known
+    ranks: Ranks
 
     @property
     def config(self) -> Config:
@@ -89,14 +90,16 @@ class Measured:
             transform=self.transform,
             device=device,
             autocast=autocast,
-            ranks=Ranks(),
+            ranks=self.ranks,
             max_batches=self.config.eval.max_batches,
         )
         assert evaluator is not None  # nothing stops it
         return evaluator
 
 
-def opened(run: str, composed: Composed, overrides: list[str], device: torch.device) -> Measured:
+def opened(
+    run: str, composed: Composed, overrides: list[str], device: torch.device, ranks: Ranks
+) -> Measured:
     """Raises CheckpointError, ConfigError, DataError."""
     others = any(word.startswith("data=") for word in overrides)
     of_data = [word for word in overrides if word.startswith(("data=", "data.", "data_dir="))]
@@ -111,17 +114,22 @@ def opened(run: str, composed: Composed, overrides: list[str], device: torch.dev
     if others:
         config = replace(config, data=_data_config(network, composed, of_data))
     source, whole = _source(config)
-    config = _settled(config, source, state, typed(overrides), device)
-    loader, transform, source, size = _readied(network, config, source, device, others=others)
+    config = _settled(config, source, state, typed(overrides), device, ranks)
+    loader, transform, source, size = _readied(network, config, source, device, ranks, others)
     network = replace(network, config=config, source=source, size=size)
     if config.trainer.compile and config.trainer.ema is None:  # as while it was trained
         network.model.compile()
     task, as_stored = make_task(network), to_config(stored)
-    return Measured(run, path, network, as_stored, state, task, loader, transform, whole)
+    return Measured(run, path, network, as_stored, state, task, loader, transform, whole, ranks)
 
 
 def _readied(
-    network: Network, config: Config, source: Source, device: torch.device, *, others: bool
+    network: Network,
+    config: Config,
+    source: Source,
+    device: torch.device,
+    ranks: Ranks,
+    others: bool,
 ) -> tuple[Loader, Any, Source, int]:
     """Batches, what makes them ready for the network, the data with the network's classes, the
     size of its images.
@@ -131,7 +139,7 @@ def _readied(
     source.info, join = joined(source.info, network.source.info, allow=allow)
     inputs = Inputs(network, device) if others and isinstance(source, ImageSource) else None
     side = inputs.side if inputs else size
-    loader = evaluation_loader(config, source, side, device=device, ranks=Ranks())
+    loader = evaluation_loader(config, source, side, device=device, ranks=ranks)
     normalise = source.transform(
         image_size=size,
         channels=network.channels,
@@ -209,7 +217,12 @@ def _alone(arguments: dict[str, Any], split: EvalSplit) -> dict[str, Any]:
 
 
 def _settled(
-    config: Config, source: Source, state: dict[str, Any], words: set[str], device: torch.device
+    config: Config,
+    source: Source,
+    state: dict[str, Any],
+    words: set[str],
+    device: torch.device,
+    ranks: Ranks,
 ) -> Config:
     """With the run's own number of threads, on which the order of sums hangs, unless typed.
 
@@ -223,7 +236,8 @@ def _settled(
         split = EvalSplit.all
     threads = trainer.threads
     if "trainer.threads" not in words:
-        threads = min(state["threads"], len(os.sched_getaffinity(0)))
+        cores = len(os.sched_getaffinity(0)) // ranks.world_size
+        threads = min(state["threads"], max(1, cores))
     precision = pick_precision(trainer.precision, device)
     return replace(
         config,

@@ -8,6 +8,7 @@ import torch
 
 from cvtrain.build_loaders import eval_batch_size
 from cvtrain.config import Config, EvalSplit, below, flat
+from cvtrain.engine.distributed import Ranks
 from cvtrain.engine.machine import device_name, pick_precision
 from cvtrain.engine.summary import versions
 from cvtrain.errors import CheckpointError
@@ -24,7 +25,12 @@ CLOSE = {"rel_tol": 0.01, "abs_tol": 0.05}
 
 
 def differing(
-    stored: Config, now: Config, state: dict[str, Any], fingerprint: str, device: torch.device
+    stored: Config,
+    now: Config,
+    state: dict[str, Any],
+    fingerprint: str,
+    device: torch.device,
+    ranks: Ranks,
 ) -> list[str]:
     """`what old -> new` of all that may change the figures; empty if they have to be the same."""
     old, new = settings_of(stored, device), settings_of(now, device)
@@ -33,7 +39,7 @@ def differing(
     if "precision" in state:
         old["precision"] = state["precision"]
     new |= {"threads": torch.get_num_threads(), "versions": versions()}
-    new |= {"device": device_name(device), "processes": 1}
+    new |= {"device": device_name(device), "processes": ranks.world_size}
     if device.type == "cuda":  # which does the work
         old["threads"] = new["threads"]
     texts = [

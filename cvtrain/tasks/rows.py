@@ -1,6 +1,6 @@
 """Of each sample what was predicted and how wrong it is; and the figures of resampled samples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,11 @@ from cvtrain.tasks.heads_config import Column
 from cvtrain.tasks.localization import Localization, as_classified
 
 Floats = NDArray[np.float64]
+COLUMNS = ("label", "prediction", "probability", "loss", "wrong")  # of a head
 SURE = 0.3  # the score from which a detection counts in a row of its image
+
+
+Gather = Callable[[Any], list[Any]]  # a value of every process
 
 
 class Keeper(Protocol):
@@ -50,8 +54,8 @@ class Recorded(Task):
 class Rows(Keeper, Protocol):
     names: tuple[str, ...]  # of the figures
 
-    def finish(self, evaluator: Any) -> None:
-        """Once all is added: into the order of the samples' ids."""
+    def finish(self, evaluator: Any, gather: Gather = lambda mine: [mine]) -> None:
+        """Once all is added, on every process: into the order of the samples' ids."""
 
     @property
     def ids(self) -> list[int]: ...
@@ -78,11 +82,13 @@ class _Table:
         self.parts: list[dict[str, Tensor]] = []
         self.values: dict[str, NDArray[Any]] = {}
 
-    def finish(self, evaluator: Any) -> None:
-        names = self.parts[0] if self.parts else {}
-        together = {name: torch.cat([part[name] for part in self.parts]) for name in names}
+    def finish(self, evaluator: Any, gather: Gather = lambda mine: [mine]) -> None:
+        mine = [{name: column.cpu() for name, column in part.items()} for part in self.parts]
+        parts = [part for of_one in gather(mine) for part in of_one]
+        names = parts[0] if parts else {}
+        together = {name: torch.cat([part[name] for part in parts]) for name in names}
         order = together["id"].argsort() if together else None
-        self.values = {name: column[order].cpu().numpy() for name, column in together.items()}
+        self.values = {name: column[order].numpy() for name, column in together.items()}
         self.parts = []
 
     @property
@@ -207,7 +213,7 @@ class HeadsRows(_Table):
     def columns(self, classes: Sequence[str]) -> dict[str, list[Any]]:
         table: dict[str, list[Any]] = {}
         for name, column in self.heads.items():
-            of = {key: self.values[f"{name}/{key}"].tolist() for key in HEAD_COLUMNS}
+            of = {key: self.values[f"{name}/{key}"].tolist() for key in COLUMNS}
             known = [label >= 0 for label in of["label"]]
             named = [column.classes[label] for label in of["label"]]
             table[f"{name}_label"] = _where(known, named)
@@ -216,9 +222,6 @@ class HeadsRows(_Table):
             table[f"{name}_loss"] = _where(known, of["loss"])
             table[f"{name}_correct"] = _where(known, [int(not wrong) for wrong in of["wrong"]])
         return table
-
-
-HEAD_COLUMNS = ("label", "prediction", "probability", "loss", "wrong")
 
 
 def _where(known: list[bool], values: list[Any]) -> list[Any]:
@@ -245,7 +248,7 @@ class DetectionRows:
     def add(self, predictions: Any, batch: Any) -> None:
         pass
 
-    def finish(self, evaluator: DetectionEvaluator) -> None:
+    def finish(self, evaluator: DetectionEvaluator, gather: Gather = lambda mine: [mine]) -> None:
         self.detections, self.classes = evaluator.detections, evaluator.names
 
     @property

@@ -36,12 +36,12 @@ from cvtrain.data.arrays import ArraySource
 from cvtrain.data.images import shown
 from cvtrain.data.source import Source
 from cvtrain.engine.distributed import Ranks
+from cvtrain.engine.logs import speak
 from cvtrain.engine.pictures import SAMPLES
 from cvtrain.errors import ConfigError, CvtrainError, DataError
 from cvtrain.files import writing
 from cvtrain.targets import make, resolve
 from cvtrain.tasks.base import Task
-from cvtrain.verbs.train import speak
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from cvtrain.compose import Composed
 from cvtrain.engine.distributed import Ranks
+from cvtrain.engine.logs import speak
 from cvtrain.engine.machine import pick_device
 from cvtrain.engine.summary import unit, versions, written
 from cvtrain.errors import ConfigError
@@ -23,7 +24,6 @@ from cvtrain.evaluation.result import compare as compared_with
 from cvtrain.evaluation.stored import settings_of
 from cvtrain.metrics.sheet import readable, shorten
 from cvtrain.trained.runs import find, runs_of
-from cvtrain.verbs.train import speak
 
 MOST_LISTED = 30  # classes of a table that is printed
 
@@ -41,15 +41,16 @@ def eval(
 
     Raises ConfigError, DataError, CheckpointError (EVAL-DIFFERS), MachineError.
     """
-    speak(logging.INFO)
     ranks = Ranks.from_environment()
-    if ranks.world_size > 1:
-        raise ConfigError("eval runs in one process", "torchrun", "type cvtrain eval")
+    speak(logging.INFO if ranks.is_main else logging.WARNING)
     folder = _checked(runs_of(run), Path(out) if out else None)
-    device = pick_device(composed.config.trainer.device, ranks)
-    measuring = Measuring(composed, overrides, device, merge)
-    result = measuring.result(runs_of(run))
-    other = measuring.result(runs_of(compare)) if compare else None
+    device = pick_device(composed.config.trainer.device, ranks, composed.gpus)
+    with ranks.joined(device), ranks.together():
+        measuring = Measuring(composed, overrides, device, merge, ranks)
+        result = measuring.result(runs_of(run))
+        other = measuring.result(runs_of(compare)) if compare else None
+    if not ranks.is_main:
+        return
     against = compared_with(result, other) if other else None
     found = intervals(result.draws())
     files = []

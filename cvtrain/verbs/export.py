@@ -20,6 +20,7 @@ from cvtrain import targets
 from cvtrain.compose import Composed
 from cvtrain.data.arrays import ArraySource
 from cvtrain.data.source import Source
+from cvtrain.engine.logs import speak
 from cvtrain.errors import ConfigError, CvtrainError
 from cvtrain.exports import FORMATS, folder, format_module, quietly
 from cvtrain.exports.check import Difference, check
@@ -36,7 +37,6 @@ from cvtrain.verbs.export_origin import (
     place,
     write_companions,
 )
-from cvtrain.verbs.train import speak
 
 log = logging.getLogger(__name__)
 

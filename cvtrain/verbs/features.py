@@ -25,13 +25,13 @@ from cvtrain.data.loader import Loader
 from cvtrain.data.scan import SUFFIXES, Scan
 from cvtrain.data.source import Source
 from cvtrain.engine.distributed import Ranks
+from cvtrain.engine.logs import speak
 from cvtrain.engine.machine import pick_device, settings
 from cvtrain.errors import ConfigError, DataError
 from cvtrain.files import whole
 from cvtrain.trained.inputs import grey
 from cvtrain.trained.network import Network, described, find_layer, of_config, of_run
 from cvtrain.trained.start import Start
-from cvtrain.verbs.train import speak
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from cvtrain.compose import Composed
 from cvtrain.config import Switch, TrainerConfig
 from cvtrain.data.images import shown
 from cvtrain.engine.distributed import Ranks
+from cvtrain.engine.logs import speak
 from cvtrain.engine.machine import mixed_precision, pick_device, settings
 from cvtrain.engine.signals import StopFlag
 from cvtrain.errors import MachineError, Stopped
@@ -32,7 +33,6 @@ from cvtrain.tasks.base import Wanted
 from cvtrain.trained.inputs import Inputs
 from cvtrain.trained.network import Network, make_task, of_run
 from cvtrain.verbs.predict_keys import Asked, precision_of, prepare, read_keys, typed_network
-from cvtrain.verbs.train import speak
 
 log = logging.getLogger(__name__)
 

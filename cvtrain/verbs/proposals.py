@@ -27,12 +27,12 @@ from cvtrain.data.proposal_files import names_of, read_npz, sizes_of, write_npz
 from cvtrain.data.proposals import IN_RUN, IOUS, recalls
 from cvtrain.data.source import Augmentations
 from cvtrain.engine.distributed import Ranks
+from cvtrain.engine.logs import speak
 from cvtrain.engine.machine import pick_device, settings
 from cvtrain.errors import ConfigError
 from cvtrain.files import writing
 from cvtrain.trained.network import of_run
 from cvtrain.trained.runs import find
-from cvtrain.verbs.train import speak
 
 
 def proposals(composed: Composed, overrides: list[str], *, run: str, out: str) -> None:

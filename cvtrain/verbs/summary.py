@@ -25,10 +25,10 @@ from cvtrain.compose import Composed
 from cvtrain.config import Config
 from cvtrain.data.batch import DataInfo
 from cvtrain.data.source import Source
+from cvtrain.engine.logs import speak
 from cvtrain.errors import ConfigError
 from cvtrain.targets import resolve
 from cvtrain.trained.network import build, described
-from cvtrain.verbs.train import speak
 
 META = torch.device("meta")
 PAPERS = Path(__file__).parents[1] / "models" / "papers.yaml"

@@ -15,7 +15,7 @@ from cvtrain.compose import Composed, flatten
 from cvtrain.config import Switch
 from cvtrain.engine.checkpoint import Checkpoints
 from cvtrain.engine.distributed import Ranks
-from cvtrain.engine.logs import Logs
+from cvtrain.engine.logs import Logs, speak
 from cvtrain.engine.machine import device_name, pick_device, pick_precision, settings
 from cvtrain.engine.pictures import draw_evaluation
 from cvtrain.engine.plan import Parts
@@ -47,14 +47,6 @@ def train(composed: Composed, overrides: list[str]) -> float | None:
     return Run(composed, overrides, ranks).run()
 
 
-def speak(level: int) -> None:
-    """Our messages, bare, to stderr; the root logger stays Hydra's or the caller's."""
-    ours = logging.getLogger("cvtrain")
-    ours.setLevel(level)
-    ours.propagate = False
-    ours.handlers = [logging.StreamHandler(sys.stderr)]
-
-
 class Run:
     """One run: its directory, what it goes on from, its outcome in `status.json`."""
 
@@ -63,7 +55,7 @@ class Run:
         self.overrides = [o for o in overrides if not o.startswith(("resume=", "hydra.run.dir="))]
         self.typed_dir = any(o.startswith("hydra.run.dir=") for o in overrides)
         resume = composed.config.resume
-        self.device = pick_device(composed.config.trainer.device, ranks)
+        self.device = pick_device(composed.config.trainer.device, ranks, composed.gpus)
         self.path = composed.run_dir
         file = checkpoint_file(resume)
         if resume not in (None, "auto") and file is None:
@@ -91,7 +83,8 @@ class Run:
                 directory = RunDir.take(self.path, resume=resume, exact=self.typed_dir)
             self.path = Path(self.ranks.agree(str(directory.path if directory else "")))
             try:
-                return self._train(directory, stop)
+                with self.ranks.together():
+                    return self._train(directory, stop)
             except Stopped as stopped:
                 saved = Checkpoints(self.path).last is not None
                 if directory and saved:
@@ -174,6 +167,9 @@ class Run:
         log.info(
             f"{choices['model']} on {choices['data']}, {self.device}, {precision}: {self.path}"
         )
+        if (count := self.ranks.world_size) > 1:
+            batch, threads = self.config.data.batch_size, torch.get_num_threads()
+            log.info("%d processes share each batch of %d, threads: %d", count, batch, threads)
         if choices["recipe"] != "none":
             words = " ".join(f"{key}={value}" for key, value in sets.items())
             log.info("recipe %s sets %s", choices["recipe"], words)
@@ -235,6 +231,10 @@ class Run:
 
     def _go_on(self, stop: StopFlag) -> Stopped:
         """What happened and what to type, once there is a checkpoint."""
+        if not self.ranks.is_main:  # which knows of no checkpoint
+            return Stopped(
+                f"stopped by {stop.name}", f"process {self.ranks.rank}", signum=stop.signum
+            )
         extra = self.composed.extra_dir
         words = [*(["--config-dir", str(extra)] if extra else []), *self.overrides]
         words += ["resume=auto", f"hydra.run.dir={self.path}"]

@@ -196,7 +196,7 @@ def test_a_run_by_the_clock_ends_on_every_process_at_once(folder: Path) -> None:
     """Each has a clock of its own, and one began half a second late; none may wait for ever."""
     succeeded(folder, "timed")
     told = summary(folder / "timed")
-    assert 1 <= told["seconds"] < 30  # by the clock that was ahead
+    assert 0 < told["seconds"] < 30  # by the clock that was ahead
     assert metrics(folder / "timed")[-1]["step"] == told["steps"]
 
 

@@ -2,7 +2,8 @@
 
 FAULT in the environment says when and what, as `losses 7 SIGTERM`: in the seventh training
 micro-batch of this process (with `predict`, evaluation batch) it is sent that signal, as if from
-outside; a further number makes that batch last so many seconds.
+outside; a further number makes that batch last so many seconds. `RAISE` and `DATA-ERROR` in place
+of a signal raise instead. With FAULT_RANK only that one of several processes is meant.
 """
 
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cvtrain.errors import DataError
 from cvtrain.tasks.base import Task
 from cvtrain.tasks.classification import Classification, ClassificationEvaluator
 from cvtrain.tasks.detection import Detection
@@ -35,7 +37,12 @@ class Interrupted(Task):
         seen = getattr(self, f"{what}_seen") + 1
         setattr(self, f"{what}_seen", seen)
         when, number, name, *seconds = os.environ.get("FAULT", "").split() or ("", "0", "")
-        if (when, int(number)) == (what, seen):
+        rank = os.environ.get("RANK")
+        if (when, int(number)) == (what, seen) and os.environ.get("FAULT_RANK", rank) == rank:
+            if name == "RAISE":
+                raise ZeroDivisionError("a bug of the user's")
+            if name == "DATA-ERROR":
+                raise DataError("is cut off", "photos/7.jpg", "mend it", name="BAD-IMAGE")
             if name != "SLEEP":
                 os.kill(os.getpid(), signal.Signals[name])
             time.sleep(float(seconds[0]) if seconds else 0)

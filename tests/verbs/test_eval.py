@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 from pathlib import Path
@@ -460,9 +459,3 @@ def test_an_ensemble_of_what_was_not_trained_alike(home: Path, photos: Path) -> 
 def test_a_run_is_no_different_from_itself(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluated(f"run={home / 'a'}", f"compare={home / 'a'}")
     assert "there is no difference (p = 1)" in capsys.readouterr().out
-
-
-def test_verbs_of_one_process(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 2)):
-        monkeypatch.setitem(os.environ, name, str(value))
-    refused(ConfigError, "CONFIG", f"run={home / 'a'}")

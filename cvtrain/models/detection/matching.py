@@ -1,7 +1,8 @@
 """What each anchor or proposal is to learn, and which of them learn in a step.
 
-Labels are POSITIVE, NEGATIVE or IGNORED. Draws come from torch's global generator on the CPU,
-whatever the device: the trainer seeds it for every step.
+Labels are POSITIVE, NEGATIVE or IGNORED. Draws are made on the CPU, whatever the device. An image's
+come from a generator of its own, seeded by its target's `draw`, so that they are the same in
+whatever batch, micro-batch or process it is; without one, from torch's global generator.
 """
 
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
+
+from cvtrain.seeding import seed_for
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 AT_ONCE = 512  # objects held against all anchors: their IoUs are the largest thing in memory
@@ -64,16 +67,25 @@ def match_proposals(
     return Matches(labels, found.object)
 
 
-def sample(labels: Tensor, number: int, share: float) -> tuple[Tensor, Tensor]:
+def generator_of(target: dict[str, Tensor], purpose: str) -> torch.Generator | None:
+    """For an image's draws of one purpose; None (the global one) where its data gave no `draw`."""
+    if "draw" not in target:
+        return None
+    return torch.Generator().manual_seed(seed_for(int(target["draw"]), purpose))
+
+
+def sample(
+    labels: Tensor, number: int, share: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """int64 positions of positives and negatives: `number` in all, positives `share` at most.
 
     Negatives take the places of positives that are lacking; of both there may be too few.
     """
-    positives = draw(labels == POSITIVE, int(number * share))
-    return positives, draw(labels == NEGATIVE, number - len(positives))
+    positives = draw(labels == POSITIVE, int(number * share), generator)
+    return positives, draw(labels == NEGATIVE, number - len(positives), generator)
 
 
-def draw(mask: Tensor, number: int) -> Tensor:
+def draw(mask: Tensor, number: int, generator: torch.Generator | None = None) -> Tensor:
     """At most `number` positions of what is true in `mask` [n], at random."""
     found = mask.nonzero().squeeze(1)
-    return found[torch.randperm(len(found))[:number].to(mask.device)]
+    return found[torch.randperm(len(found), generator=generator)[:number].to(mask.device)]

@@ -12,7 +12,12 @@ from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from cvtrain.errors import ConfigError
 from cvtrain.models.detection.boxes import STDS, decode
-from cvtrain.models.detection.matching import POSITIVE, match_proposals, sample
+from cvtrain.models.detection.matching import (
+    POSITIVE,
+    generator_of,
+    match_proposals,
+    sample,
+)
 from cvtrain.models.detection.nms import METHODS, suppress
 from cvtrain.models.resnet import check_choice
 
@@ -127,7 +132,8 @@ class RegionDetector(nn.Module):
         objects = target["boxes"].float()
         boxes = torch.cat([proposals, objects])
         found = match_proposals(objects, boxes, background=self.background)
-        both = torch.cat(sample(found.labels, self.samples, share=self.object_share))
+        drawn = generator_of(target, "regions")
+        both = torch.cat(sample(found.labels, self.samples, self.object_share, drawn))
         nearest, hit = found.object[both], found.labels[both] == POSITIVE
         labels, aims = torch.zeros_like(both), boxes[both]
         labels[hit] = target["labels"][nearest[hit]]

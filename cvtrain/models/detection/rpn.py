@@ -16,7 +16,12 @@ from torchvision.ops import clip_boxes_to_image, nms, remove_small_boxes
 from cvtrain.models.detection.anchors import anchor_grid, base_anchors, within
 from cvtrain.models.detection.bodies import init_normal
 from cvtrain.models.detection.boxes import decode, encode
-from cvtrain.models.detection.matching import POSITIVE, match_anchors, sample
+from cvtrain.models.detection.matching import (
+    POSITIVE,
+    generator_of,
+    match_anchors,
+    sample,
+)
 
 BETA = 1 / 9  # where smooth L1 turns from squared to absolute (sigma 3 in the authors' code)
 Pairs = dict[str, tuple[Tensor, Tensor]]
@@ -116,7 +121,8 @@ class RPN(nn.Module):
             objects = target["boxes"].float()
             used = every if self.cross_boundary else within(anchors, size)
             found = match_anchors(objects, anchors[used])
-            positives, negatives = sample(found.labels, self.samples, share=0.5)
+            drawn = generator_of(target, "anchors")
+            positives, negatives = sample(found.labels, self.samples, 0.5, drawn)
             both = torch.cat([positives, negatives])
             logits.append(scores[image, used[both]])
             truths.append((found.labels[both] == POSITIVE).float())
