@@ -6,12 +6,11 @@ import textwrap
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 from cvtrain import __version__
-from cvtrain.config import AUGMENT, GROUPS, config_dir, options
-from cvtrain.errors import ConfigError, CvtrainError, Stopped
+from cvtrain.config import AUGMENT, GROUPS, options
+from cvtrain.errors import ConfigError, CvtrainError
 from cvtrain.usage import completions, verb_help
 
 
@@ -24,7 +23,7 @@ class Verb:
 
 
 VERBS = {
-    "train": Verb("train a network (the default)"),
+    "train": Verb("train a network (the default); -m: a sweep", {"sweep": ""}),
     "eval": Verb(
         "measure a run again, on any data; several runs together; two against each other",
         {"run": "", "compare": "", "merge": "nms", "out": ""},
@@ -51,16 +50,12 @@ VERBS = {
     "doctor": Verb("this machine: versions, devices, disk, data, extras"),
 }
 
-# The verbs that several processes can share (`trainer.devices`), unless a launcher began this one:
-# torchrun, or srun.
-SHARED = ("train", "eval")
-OF_A_LAUNCHER = {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}
-
 # Hydra's own flags: it reads the command line as it is.
 HYDRA_FLAGS = {
     *("-m", "--multirun", "-c", "--cfg", "-i", "--info", "--resolve", "-p", "--package"),
     *("-sc", "--shell-completion", "--hydra-help", "--experimental-rerun", "--version-base"),
 }
+SHOWING = {"-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--hydra-help"}
 VALUE_FLAGS = {"-c", "--cfg", "-p", "--package", "-cd", "--config-dir", "--experimental-rerun"}
 
 
@@ -94,15 +89,25 @@ def run(arguments: list[str]) -> int:
     flags, words = split_flags(arguments)
     verb, words = split_verb(words)
     keys, overrides = split_keys(verb, words)
-    if verb != "train" and {"-m", "--multirun"} & set(flags):
+    many = bool({"-m", "--multirun"} & set(flags))
+    if many and verb != "train":
         raise ConfigError(f"cvtrain {verb} has no sweep", "-m", "leave out -m")
+    name = keys.pop("sweep", "") if verb == "train" else ""
+    if name and not many:
+        raise ConfigError("a single run is no sweep", f"sweep={name}", "type cvtrain -m for one")
     asked = any(word.startswith("query=") for word in words)
     if asked and {"-sc", "--shell-completion"} & set(flags):
         complete(flags, words)
+    elif many and not set(flags) & SHOWING:
+        from cvtrain.sweep.run import sweep
+
+        sweep(flags, overrides, name, extra_config_dir(flags))
     elif any(flag.split("=")[0] in HYDRA_FLAGS for flag in flags):
         hydra_main(flags, overrides)
     else:
-        job(overrides, extra_dir=extra_config_dir(flags), verb=verb, keys=keys)
+        from cvtrain.job import run_job
+
+        run_job(overrides, extra_dir=extra_config_dir(flags), verb=verb, keys=keys)
     return 0
 
 
@@ -168,64 +173,23 @@ def extra_config_dir(flags: list[str]) -> Path | None:
     return None
 
 
-def job(
-    overrides: list[str],
-    *,
-    extra_dir: Path | None = None,
-    run_dir: Path | None = None,
-    verb: str = "train",
-    keys: dict[str, str] | None = None,
-) -> float | None:
-    """One run, alone or as a job of a sweep: the same way through. Returns its figure, if any."""
-    from cvtrain.compose import compose_config
-
-    keys, words = keys or {}, overrides
-    if keys.get("run"):  # it brings its own config; the verb puts over it what was typed
-        words = [word for word in overrides if word.startswith(("trainer.", "eval.", "trust="))]
-    composed = compose_config(words, extra_dir=extra_dir, run_dir=run_dir)
-    devices = composed.config.trainer.devices
-    if devices != 1 and verb in SHARED and not OF_A_LAUNCHER & set(os.environ):
-        from cvtrain.launch import launch, processes
-
-        if (number := processes(devices, composed.config.trainer.device)) > 1:
-            return launch(number, verb, composed, overrides, keys)
-    do = getattr(import_module(f"cvtrain.verbs.{verb}"), verb)
-    return do(composed, overrides, **keys)
-
-
 def hydra_main(flags: list[str], overrides: list[str]) -> None:
-    """Hand the command line to Hydra (sweeps and its own flags); each job comes back to `job`."""
-    import hydra
+    """Hand the command line to Hydra for a flag of its own, as --cfg: it shows what would run."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
 
-    from cvtrain.compose import COMPOSITION_ERRORS, explain
-    from cvtrain.recipes import with_augment_key, with_recipe
+    from cvtrain.job import run_job
+    from cvtrain.recipes import with_recipe
+    from cvtrain.sweep.run import run_hydra
 
-    def sweep_job(_: DictConfig) -> float | None:
-        hydra_config = HydraConfig.get()
-        typed = list(hydra_config.overrides.task)
-        run_dir = Path(hydra_config.runtime.output_dir)
-        print(f"\n# job {hydra_config.job.num}: {' '.join(typed)}", flush=True)
-        try:
-            return job(typed, extra_dir=extra_config_dir(flags), run_dir=run_dir)
-        except Stopped as stopped:  # as an exception, it would only end this job of the sweep
-            print(stopped.line(), file=sys.stderr)
-            sys.exit(stopped.code)
-        except CvtrainError as error:
-            print(error.line(), file=sys.stderr)
-            raise
+    def again() -> float | None:  # --experimental-rerun
+        config = HydraConfig.get()
+        run_dir = Path(config.runtime.output_dir)
+        return run_job(
+            list(config.overrides.task), extra_dir=extra_config_dir(flags), run_dir=run_dir
+        )
 
-    # An error must reach `main` as itself; without this Hydra prints its own text and exits 1.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    if not {"-m", "--multirun"} & set(flags):  # --cfg and --info show what would run
-        overrides, *_ = with_recipe(overrides, extra_config_dir(flags))
-    sys.argv = ["cvtrain", *flags, *map(with_augment_key, overrides)]
-    decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
-    try:
-        decorate(sweep_job)()
-    except COMPOSITION_ERRORS as error:
-        raise explain(error, overrides) from error
+    words, *_ = with_recipe(overrides, extra_config_dir(flags))
+    run_hydra(flags, words, again)
 
 
 def complete(flags: list[str], words: list[str]) -> None:

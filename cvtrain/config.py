@@ -12,6 +12,7 @@ from cvtrain.errors import ConfigError
 GROUPS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "eval", "recipe", "debug")
 # A list of choices, each a transform that joins `data.augment`: augment=[pad_crop,flip]
 AUGMENT, AUGMENT_KEY = "augment", "augment@data.augment"
+MAXIMISED = ("detection",)  # tasks whose primary figure is better the higher it is
 # What a `_target_` may lead below; `trust=[package]` adds the user's own.
 ALLOWED_PACKAGES = (
     "cvtrain",

@@ -50,6 +50,12 @@ class BusyError(CvtrainError):
     code, name = 7, "BUSY"
 
 
+class SweepError(CvtrainError):
+    """Jobs of a sweep failed; the code is that of the first."""
+
+    name = "SWEEP"
+
+
 class Stopped(CvtrainError):
     """Ended by a signal, in good order; the code is the shell's 128 + signal."""
 

@@ -11,7 +11,7 @@ from cvtrain.config import AUGMENT, AUGMENT_KEY, GROUPS, config_dir, flat, optio
 
 # Their right-hand sides are paths, which Hydra's grammar would refuse for a bracket or a space.
 PATH_KEYS = (
-    *("data_dir", "data.root", "resume", "init.weights", "hydra.run.dir"),
+    *("data_dir", "data.root", "resume", "init.weights", "hydra.run.dir", "hydra.sweep.dir"),
     *("model.pretrained", "model.pretrained_backbone", "model.fitted", "data.proposals"),
 )
 
@@ -23,7 +23,7 @@ def with_recipe(
     overrides: list[str], extra_dir: Path | None = None
 ) -> tuple[list[str], str, dict[str, Any]]:
     """What was typed, ready for Hydra and with its recipe; the recipe's name and what it sets."""
-    overrides = [_quote_path(with_augment_key(text)) for text in overrides]
+    overrides = [ready(text) for text in overrides]
     typed = {key: value for key, _, value in (text.partition("=") for text in overrides)}
     if typed.get("recipe", "none") == "none":
         overrides += [f"{k}={v}" for k, v in partner_of(typed, extra_dir).items()]
@@ -36,6 +36,11 @@ def with_recipe(
     task = task_of_data({**_default_choices(), **sets, **typed}, extra_dir)
     final = [*rest, f"recipe={name}", *([f"task={task}"] if task and "task" not in typed else [])]
     return final, recipe, sets
+
+
+def ready(text: str) -> str:
+    """A word as Hydra's grammar takes it."""
+    return _quote_path(with_augment_key(text))
 
 
 def partner_of(typed: dict[str, str], extra_dir: Path | None) -> dict[str, str]:

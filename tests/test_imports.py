@@ -25,7 +25,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "usage": (),
     "launch": ("compose",),
     "rank": ("compose", "launch", "verbs"),
-    "cli": ("compose", "config", "launch", "recipes", "usage", "verbs"),
+    "gpus": (),
+    "job": ("compose", "gpus", "launch", "verbs"),
+    "sweep": ("compose", "config", "job", "recipes", "report.sweep"),
+    "cli": ("compose", "config", "job", "recipes", "sweep", "usage"),
     "__main__": ("cli",),
     "verbs": (
         *("build", "build_loaders", "compose", "config", "data", "engine", "metrics", "origins"),
