@@ -30,6 +30,7 @@ HEIGHT = 290  # pixels
 MOST_POINTS = 1000  # of a curve
 COUNTED, NAMED = 20, 25  # up to so many classes have counts in the cells, names at the axes
 INK = "ink"  # the tag of what is drawn in the colour of text
+COVER = "cover"  # of text that covers, in the colour of what the chart lies on, what is below it
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ function paint() {
   for (const chart of Bokeh.documents) {
     for (const model of chart.roots().flatMap((root) => [...root.references()])) {
       if (model.type === "Legend") model.setv({ background_fill_color: card });
+      if (model.tags.includes("cover")) model.setv({ background_fill_color: card });
       if (model.type === "Title" || model.tags.includes("ink")) {
         model.setv({ text_color: ink });
       } else if (model.type !== "Text") {

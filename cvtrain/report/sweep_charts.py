@@ -11,6 +11,7 @@ from bokeh.models import ColumnDataSource, FixedTicker
 from cvtrain.metrics.sheet import readable, shorten
 from cvtrain.report.charts import (
     COLOURS,
+    COVER,
     HEIGHT,
     INK,
     TRAIN,
@@ -67,12 +68,13 @@ def draw_overlay(title: str, runs: Sequence[Run], *, log: bool) -> Any:
             drawn.scatter("x", "y", size=6, color=COLOURS[colour], source=style["source"])
     hover(drawn, lines, [("", "$name"), ("epoch", "@x{0.[00]}"), (title, "@y{0.[0000]}")], "mouse")
     legend = drawn.legend[0]
-    legend.click_policy, legend.ncols = "hide", 2
+    legend.click_policy, legend.ncols, legend.location = "hide", 2, "top_left"
     legend.border_line_color, legend.background_fill_alpha = None, 0
-    legend.padding, legend.spacing, legend.margin = 0, 0, 4
+    legend.padding, legend.spacing, legend.margin = 0, 8, 4
+    legend.glyph_height, legend.label_height = 14, 14
     legend.label_text_font_size = "12px"
     drawn.add_layout(legend, "below")
-    drawn.height = HEIGHT + 22 * math.ceil(len(legend.items) / 2)
+    drawn.height = HEIGHT + 24 * math.ceil(len(legend.items) / 2)
     return drawn
 
 
@@ -153,15 +155,17 @@ def draw_parallel(axes: Sequence[Axis], names: Sequence[str]) -> Any:
 
 
 def write_axis(drawn: Any, number: int, axis: Axis) -> None:
-    """The line and its ticks, to the right of it, over a halo that keeps them readable."""
+    """The line and its ticks to the right of it, over what keeps them readable."""
     drawn.line([number, number], [-0.04, 1.04], line_color="#8b8f97", line_width=1.5)
     places = {
         "x": [number] * len(axis.ticks),
         "y": list(axis.ticks),
         "text": [readable(text) for text in axis.ticks.values()],
     }
-    style = {"x_offset": 6, "text_baseline": "middle", "text_font_size": "12px"}
-    drawn.text("x", "y", "text", source=ColumnDataSource(places), **style).glyph.tags = [INK]
+    style: Any = {"x_offset": 5, "text_baseline": "middle", "text_font_size": "12px"}
+    style |= {"padding": 2, "border_radius": 3, "background_fill_alpha": 0.8}
+    written = drawn.text("x", "y", "text", source=ColumnDataSource(places), **style)
+    written.glyph.tags = [INK, COVER]
 
 
 def short_names(names: Sequence[str]) -> list[str]:

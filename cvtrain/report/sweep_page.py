@@ -18,6 +18,7 @@ from cvtrain.report.sweep_charts import (
     draw_overlay,
     draw_parallel,
     numeric_axis,
+    short_names,
     word_axis,
 )
 from cvtrain.report.sweep_record import Job, as_number
@@ -38,11 +39,9 @@ def write_sweep_page(board: Board, path: Path) -> None:
         "Jobs": partial(jobs, page=path),
     }
     sections = [Section(title, tried(make, board)) for title, make in makers.items()]
-    about, started = board.sweep.about, board.sweep.about.get("started")
+    started = board.sweep.about.get("started")
     said = [f"{len(board.sweep.jobs)} jobs", *([f"started {started}"] if started else [])]
     subtitle = f"{' · '.join(said)}\n{board.sweep.path.resolve()}"
-    if about.get("command"):
-        subtitle += f"\n$ {about['command']}"
     title = f"sweep {board.sweep.name}"
     write_page(path, title=title, subtitle=subtitle, sections=sections)
 
@@ -65,17 +64,21 @@ def result(board: Board) -> Sequence[Part]:
     parts.append(Tiles(tiles))
     if board.best:
         parts += [Text(f"The best run, {board.best.run}:"), Text(command(board.best), "code copy")]
+    if typed := board.sweep.about.get("command"):
+        parts += [Text("The sweep:"), Text(str(typed), "code")]
     return parts
 
 
 def best_tile(board: Board, group: Group) -> tuple[str, str]:
     """The mean, and what it is the mean of."""
     mean = words.figure(board.primary, group.mean or 0.0)
+    axes = zip(short_names(board.group_axes), group.values, strict=True)
+    where = ", ".join(f"{axis}={value}" for axis, value in axes if value) or group.name
     if group.deviation is None:
-        return mean, group.name
+        return mean, where
     unit = words.unit(board.primary)
     deviation = words.figure(board.primary, group.deviation).removesuffix(unit)
-    return mean, f"± {deviation}, {len(group.figures)} seeds\n{group.name}"
+    return mean, f"± {deviation}, {len(group.figures)} seeds\n{where}"
 
 
 def groups(board: Board) -> Sequence[Part]:
@@ -98,7 +101,7 @@ def groups(board: Board) -> Sequence[Part]:
     )
     form = ".2f" if unit else ".4g"
     formats = ["", *([""] * len(board.group_axes)), form, form, "", form, ".4g"]
-    return [Table(head, rows, caption, formats)]
+    return [Text(caption), Table(head, rows, "", formats)]
 
 
 def cell(value: str | None) -> Cell:
