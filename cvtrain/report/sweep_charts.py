@@ -28,6 +28,11 @@ POINTS = 160  # of each of many curves
 DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot")  # once the colours are used up
 SCALE = ("#2563eb", "#a855f7", "#f97316")  # from the best figure to the worst
 SPREAD = 0.05  # of an axis: lines through one value lie beside each other
+# A legend's two columns stay within their chart, which is the page's width or half of it.
+NARROW = """
+.bk-label { max-width: 28vw; overflow: hidden; text-overflow: ellipsis; }
+@media (min-width: 60rem) { .bk-label { max-width: 13vw; } }
+"""
 TICKS = 5  # of an axis with many numbers
 
 
@@ -59,7 +64,7 @@ def draw_overlay(title: str, runs: Sequence[Run], *, log: bool) -> Any:
             "line_dash": DASHES[turn % len(DASHES)],
             "line_width": 1.75,
             "line_alpha": 0.85,
-            "legend_label": shorten(readable(run.group), 22),
+            "legend_label": shorten(readable(run.group), 32),
             "name": readable(run.name),
             "source": ColumnDataSource(columns),
         }
@@ -72,6 +77,7 @@ def draw_overlay(title: str, runs: Sequence[Run], *, log: bool) -> Any:
     legend.border_line_color, legend.background_fill_alpha = None, 0
     legend.padding, legend.spacing, legend.margin = 0, 8, 4
     legend.glyph_height, legend.label_height = 14, 14
+    legend.stylesheets = [NARROW]
     legend.label_text_font_size = "12px"
     drawn.add_layout(legend, "below")
     drawn.height = HEIGHT + 24 * math.ceil(len(legend.items) / 2)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
+from cvtrain.metrics.sheet import shorten
 from cvtrain.report import words
 from cvtrain.report.board import SPEED, Board, Group, command, ranked_figure
 from cvtrain.report.effects import ENOUGH, Effect, effects, figures, filled
@@ -74,6 +75,7 @@ def best_tile(board: Board, group: Group) -> tuple[str, str]:
     mean = words.figure(board.primary, group.mean or 0.0)
     axes = zip(short_names(board.group_axes), group.values, strict=True)
     where = ", ".join(f"{axis}={value}" for axis, value in axes if value) or group.name
+    where = shorten(where, 90)
     if group.deviation is None:
         return mean, where
     unit = words.unit(board.primary)
@@ -182,9 +184,11 @@ def parallel(board: Board) -> Sequence[Part]:
         for group in board.groups
         for job, figure in zip(group.jobs, group.figures, strict=False)
     ]
-    if len(ranked) < 2 or not board.axes:
+    shown = [job for job, _ in ranked]
+    differ = [axis for axis in board.axes if len({job.typed.get(axis) for job in shown}) > 1]
+    if len(ranked) < 2 or not differ:
         return []
-    axes = [parameter_axis(board, axis, [job for job, _ in ranked]) for axis in board.axes]
+    axes = [parameter_axis(board, axis, shown) for axis in differ]
     values = [figure for _, figure in ranked]
     texts = [words.figure(board.primary, value) for value in values]
     axes.append(numeric_axis(board.primary, values, texts, down=board.lower))
@@ -192,7 +196,7 @@ def parallel(board: Board) -> Sequence[Part]:
         f"A line for each of the {len(ranked)} runs with a figure, coloured by it: blue is best, "
         "and the best is on top. Numbers that span more than a factor of ten are by magnitude."
     )
-    drawn = draw_parallel(axes, [job.run for job, _ in ranked])
+    drawn = draw_parallel(axes, [job.run for job in shown])
     return [Chart(drawn, caption, wide=True)]
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's HPARAMS table of real runs, as TensorBoard's own backend makes it of their files."""
+"""TensorBoard's HPARAMS table of real runs, as its own backend makes it of their files."""
 
 import logging
 from collections.abc import Iterator
