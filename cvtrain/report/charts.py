@@ -114,6 +114,10 @@ def scaled(title: str, x: str, values: Sequence[float], *, log: bool, y: str = "
     drawn = plot(title, x, y, y_axis_type="log" if log and wide else "linear")
     if log and wide:
         drawn.yaxis.ticker = LogTicker(mantissas=[1, 2, 5])
+        if max(values) < 100 * min(values):  # there a LogTicker counts evenly: 20, 40, 60
+            first, last = (int(np.floor(np.log10(end(values)))) for end in (min, max))
+            ticks = [m * 10.0**e for e in range(first, last + 1) for m in (1, 1.5, 2, 3, 5, 7)]
+            drawn.yaxis.ticker = FixedTicker(ticks=ticks)
         drawn.yaxis.formatter = NumeralTickFormatter(format="0.[0000000]")
     else:
         drawn.yaxis.formatter = BasicTickFormatter(power_limit_low=-5)

@@ -162,9 +162,12 @@ def curves(board: Board) -> Sequence[Part]:
         ]
         if runs:
             charts.append(Chart(draw_overlay(f"{key}, {unit}" if unit else key, runs, log=log)))
-    if charts and len(found) > MOST_LINES:
-        charts.append(Text(f"The first {MOST_LINES} of {len(found)} runs, by rank."))
-    return charts
+    if not charts:
+        return []
+    axes = " · ".join(board.group_axes)
+    said = f"By rank{': ' if axes else ''}{axes}; seeds share a colour. A click on a name hides it."
+    most = f" The first {MOST_LINES} of {len(found)} runs." if len(found) > MOST_LINES else ""
+    return [Text(said + most), *charts]
 
 
 def legend(group: Group) -> str:

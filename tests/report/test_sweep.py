@@ -86,6 +86,20 @@ def test_what_the_terminal_shows(sweep: Path, said: list[str]) -> None:
     ]
 
 
+def test_three_by_three_by_two_seeds(tmp_path: Path) -> None:
+    """18 rows, a job each, and nine groups of two."""
+    for number in range(18):
+        swept = {"a": f"{number % 3}", "b": f"{number // 3 % 3}", "seed": f"{number // 9}"}
+        write_job(tmp_path, swept, {"top1_err": float(number)})
+    write_leaderboard(tmp_path)
+    rows = rows_of(tmp_path)
+    assert len({row["run"] for row in rows}) == len(rows) == 18
+    assert [int(row["rank"]) for row in rows] == [rank for rank in range(1, 10) for _ in "ab"]
+    assert {row["n"] for row in rows} == {"2"}
+    deviations = [float(row["deviation"]) for row in rows]
+    assert deviations == pytest.approx([9 / math.sqrt(2)] * 18)
+
+
 def test_jobs_that_did_not_end(sweep: Path, said: list[str]) -> None:
     """The last evaluation so far, no rank, no best; the error in its row."""
     rows = {row["state"]: row for row in rows_of(sweep) if row["state"] != "done"}
