@@ -116,8 +116,8 @@ def _order(figure: float | None, lower: bool) -> float:
 
 
 def command(job: Job) -> str:
-    """What a shell takes to do the run again, alone."""
-    return shlex.join(["cvtrain", *job.overrides])
+    """What a shell takes to do the run again, alone; empty where its words are lost."""
+    return shlex.join(["cvtrain", *job.overrides]) if job.overrides else ""
 
 
 def columns(board: Board) -> list[str]:
@@ -139,7 +139,7 @@ def rows(board: Board) -> list[list[str | float | None]]:
             *(job.figures.get(name) for name in board.sweep.figures),
             *(job.told(f"best/{board.primary}"), job.told("best/epoch")),
             *(job.reached("epoch"), job.reached("step"), job.seconds, job.told(SPEED)),
-            *(job.error or None, command(job)),
+            *(job.error or None, command(job) or None),
         ]
         for group in board.groups
         for job in group.jobs

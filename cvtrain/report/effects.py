@@ -49,13 +49,13 @@ def effects(board: Board) -> list[Effect]:
 def share(parts: Sequence[Sequence[float]]) -> float | None:
     """Eta squared of the main effect, per cent: the sum of squares between `parts` by the total.
 
-    None where all are equal.
+    None where all are equal, and where no part has a second value: it would explain everything.
     """
     every = [value for part in parts for value in part]
     mean = statistics.fmean(every)
     total = math.fsum((value - mean) ** 2 for value in every)
     between = math.fsum(len(part) * (statistics.fmean(part) - mean) ** 2 for part in parts)
-    return 100 * between / total if total else None
+    return 100 * between / total if total and len(every) > len(parts) else None
 
 
 def filled(found: Sequence[Effect]) -> tuple[int, int]:

@@ -93,7 +93,7 @@ def table(board: Board) -> list[str]:
     if (left := len(board.ranked) - MOST_ROWS) > 0:
         lines.append(f"  and {left} more: see {CSV}")
     lines += _troubled(board)
-    if board.best:
+    if board.best and board.best.overrides:
         figure = words.figure(board.primary, board.best.figures[board.primary])
         lines += ["", f"  best run, {board.best.run}, {board.primary} {figure}:"]
         lines += [f"    {command(board.best)}", ""]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from bokeh.models import ColumnDataSource, FixedTicker
@@ -24,6 +24,8 @@ from cvtrain.report.charts import (
     thinned,
 )
 
+Item = TypeVar("Item")
+
 POINTS = 160  # of each of many curves
 DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot")  # once the colours are used up
 SCALE = ("#2563eb", "#a855f7", "#f97316")  # from the best figure to the worst
@@ -33,6 +35,7 @@ NARROW = """
 .bk-label { max-width: 28vw; overflow: hidden; text-overflow: ellipsis; }
 @media (min-width: 60rem) { .bk-label { max-width: 13vw; } }
 """
+MOST_WORDS = 16  # beside an axis
 TICKS = 5  # of an axis with many numbers
 
 
@@ -118,8 +121,13 @@ def word_axis(name: str, texts: Sequence[str], order: Sequence[str]) -> Axis:
     """One place for each word, evenly, in `order` from the bottom."""
     step = max(len(order) - 1, 1)
     places = {word: number / step if len(order) > 1 else 0.5 for number, word in enumerate(order)}
-    ticks = {place: label(word) for word, place in places.items()}
+    ticks = {places[word]: label(word) for word in every_few(order)}
     return Axis(name, [places[text] for text in texts], texts, ticks)
+
+
+def every_few(items: Sequence[Item]) -> Sequence[Item]:
+    """As many of them, evenly, as there is room for."""
+    return items[:: math.ceil(len(items) / MOST_WORDS)]
 
 
 def draw_parallel(axes: Sequence[Axis], names: Sequence[str]) -> Any:
@@ -218,8 +226,9 @@ def draw_effect(
     hover(drawn, [middle], of_mean, "mouse")
     drawn.x_range.start, drawn.x_range.end = -0.5, len(places) - 0.5
     drawn.xgrid.visible = False
-    drawn.xaxis.ticker = FixedTicker(ticks=places)
+    named = every_few(list(by_value))
+    drawn.xaxis.ticker = FixedTicker(ticks=every_few(places))
     drawn.xaxis.major_label_overrides = dict(enumerate(map(label, by_value)))
-    if sum(len(label(value)) for value in by_value) > 36:
+    if sum(len(label(value)) for value in named) > 36:
         drawn.xaxis.major_label_orientation = 0.5
     return drawn

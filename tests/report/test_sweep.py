@@ -150,6 +150,7 @@ def test_a_job_that_runs_is_not_ranked(tmp_path: Path) -> None:
     """Its directory is held, and it is better than all that ended."""
     write_job(tmp_path, {"lr": "1", "seed": "0"}, {"top1_err": 9.0})
     running = write_job(tmp_path, {"lr": "1", "seed": "1"}, {"top1_err": 1.0}, state="running")
+    write_json(running / "summary.json", {"val/top1_err": 99.0})  # it was done, and is extended
     handle = os.open(running, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
@@ -258,7 +259,8 @@ def test_shares_of_the_variance() -> None:
     """By hand: of 1, 3 | 5, 7 the mean is 4, the total 9+1+1+9 = 20, between 2·4 + 2·4 = 16."""
     assert share([[1.0, 3.0], [5.0, 7.0]]) == pytest.approx(80.0)
     assert share([[1.0, 5.0], [3.0, 3.0]]) == pytest.approx(0.0)
-    assert share([[2.0], [2.0]]) is None
+    assert share([[2.0, 2.0], [2.0]]) is None
+    assert share([[1.0], [2.0], [3.0]]) is None  # each alone would explain everything
 
 
 def test_effects_of_a_whole_grid(tmp_path: Path) -> None:

@@ -11,8 +11,12 @@ from browser import CHROMIUM, Browser
 from test_page import Parsed
 from written_sweep import write_job, write_sweep
 
+from cvtrain.report.board import Board
+from cvtrain.report.page import Chart
 from cvtrain.report.sweep import write_leaderboard
 from cvtrain.report.sweep_charts import blend, numeric_axis, short_names, word_axis
+from cvtrain.report.sweep_parameters import parallel, parameter_axis
+from cvtrain.report.sweep_record import SweepRecord
 
 HOSTILE = "<script>document.title='taken'</script>"
 real = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
@@ -33,7 +37,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, word in enumerate((HOSTILE, "w" * 300, "a&b", "'\"")):
         swept = {"data.<b>x</b>": word, "size": f"{10**number}", **{f"k{n}": "1" for n in "abc"}}
         figures = {"top1_err": 5.0 + number, f"err_{HOSTILE}": 1.0}
-        write_job(folder, swept, figures, run=f"run{number}<i>")
+        run = write_job(folder, swept, figures, run=f"run{number}<i>")
+        (run / "report.html").write_text("")
     swept = {"data.<b>x</b>": HOSTILE, "size": "1", "kd": "x y"}
     write_job(folder, swept, run="failed", state="failed", error=f"it said {HOSTILE * 20}")
     (folder / "sweep.json").write_text(json.dumps({"name": HOSTILE, "command": HOSTILE}))
@@ -94,8 +99,44 @@ def test_axes() -> None:
     assert len(numeric_axis("many", [*map(float, range(40))], [*map(str, range(40))]).ticks) == 5
     words = word_axis("model", ["b", "a", "b"], ["a", "b"])
     assert (words.places, words.ticks) == ([1.0, 0.0, 1.0], {0.0: "a", 1.0: "b"})
+    many = word_axis("name", ["30"], [*map(str, range(40))])
+    assert len(many.ticks) <= 16
     assert short_names(["optimizer.lr", "a.x", "b.x"]) == ["lr", "a.x", "b.x"]
     assert (blend(0), blend(0.5), blend(1)) == ("#2563eb", "#a855f7", "#f97316")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (("0", "1e-5", "1e-2"), [0.0, 0.5, 1.0]),  # evenly: 0 has no magnitude
+        (("1e-4", "1e-3", "1e-2"), [0.0, 0.5, 1.0]),
+        (("0", "1", "5"), [0.0, 0.2, 1.0]),
+        (("-1", "0", "3"), [0.0, 0.25, 1.0]),
+        (("sgd", "adam", "lion"), [1.0, 0.0, 0.5]),
+    ],
+)
+def test_the_axis_of_a_parameter(
+    values: tuple[str, ...], expected: list[float], tmp_path: Path
+) -> None:
+    for number, value in enumerate(values):
+        write_job(tmp_path, {"k": value}, {"top1_err": float(number)}, run=f"{number}")
+    board = Board.of(SweepRecord.read(tmp_path))
+    shown = [job for group in board.groups for job in group.jobs]
+    assert parameter_axis(board, "k", shown).places == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("primary", "best"), [("top1_err", "0"), ("mAP", "2")])
+def test_the_best_is_on_top_and_blue(primary: str, best: str, tmp_path: Path) -> None:
+    for number in range(3):
+        figures = {primary: 10.0 + number}
+        write_job(tmp_path, {"k": f"{number}"}, figures, run=f"{number}", primary=primary)
+    [chart] = parallel(Board.of(SweepRecord.read(tmp_path)))
+    assert isinstance(chart, Chart)
+    sources = (one.data_source.data for one in chart.figure.renderers)
+    [lines] = [source for source in sources if "colour" in source]
+    place = lines["run"].index(best)
+    assert lines["ys"][place][-1] == max(ys[-1] for ys in lines["ys"]) == 1.0
+    assert lines["colour"][place] == "#2563eb"
 
 
 # In the browser
