@@ -45,7 +45,10 @@ VERBS = {
     ),
     "proposals": Verb("the regions that a detector's RPN proposes", {"run": "", "out": ""}),
     "check": Verb("look at a data set before training on it", {"out": "check"}),
-    "report": Verb("the page of a run, report.html", {"run": "", "out": ""}),
+    "report": Verb(
+        "the page of a run, report.html, or the leaderboard of a sweep",
+        {"run": "", "sweep": "", "out": ""},
+    ),
     "why": Verb("the value of a key and what set it"),
     "doctor": Verb("this machine: versions, devices, disk, data, extras"),
 }

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cvtrain.files import write_atomic, writing
+from cvtrain.hparams import write_settings
 from cvtrain.tasks.base import Picture
 
 log = logging.getLogger(__name__)
@@ -102,16 +103,8 @@ class Logs:
         self._show(lambda writer: writer.add_text(name, indented, step))
 
     def hparams(self, settings: dict[str, Any], figures: dict[str, float]) -> None:
-        """What was set and what came of it, beside the curves and not in a run of their own."""
-        plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in settings.items()}
-
-        def add(writer: Any) -> None:
-            from torch.utils.tensorboard.summary import hparams
-
-            for summary in hparams(plain, figures):
-                writer.file_writer.add_summary(summary)
-
-        self._show(add)
+        """What was set, beside the curves that tell what came of it: `figures` are among them."""
+        self._show(lambda writer: write_settings(self.run_dir, settings))
 
     def _show(self, add: Callable[[Any], None]) -> None:
         """Let `add` write to TensorBoard; a run must not end for its plots."""

@@ -17,6 +17,7 @@ from cvtrain.data.loader import FileLoader
 from cvtrain.data.source import Source
 from cvtrain.engine.plan import Parts, Position
 from cvtrain.files import whole, write_atomic
+from cvtrain.hparams import settings_of as settings_of
 from cvtrain.tasks.base import Evaluator, Showing
 
 
@@ -128,21 +129,6 @@ def written(figure: str, value: float) -> str:
 
 
 TIMES = {"data": "data", "compute": "compute", "eval": "evaluation", "save": "saving"}
-SETTINGS = (
-    *("model.", "task.", "optimizer.", "scheduler.", "seed", "data.batch_size"),
-    *("trainer.duration", "trainer.precision", "trainer.accumulate", "trainer.clip_norm"),
-    "trainer.ema",
-)
-
-
-def settings_of(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
-    """What a sweep may vary, of a flat config: for TensorBoard's table of hyperparameters."""
-    chosen = {group: choices[group] for group in ("model", "data", "recipe")}
-    return chosen | {
-        key: value
-        for key, value in config.items()
-        if key.startswith(SETTINGS) and key not in chosen
-    }
 
 
 def time_lines(summary: dict[str, Any], loader: Any) -> list[str]:

@@ -30,6 +30,7 @@ HEIGHT = 290  # pixels
 MOST_POINTS = 1000  # of a curve
 COUNTED, NAMED = 20, 25  # up to so many classes have counts in the cells, names at the axes
 INK = "ink"  # the tag of what is drawn in the colour of text
+COVER = "cover"  # of text that covers, in the colour of what the chart lies on, what is below it
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,7 @@ def draw_curves(
 ) -> Any:
     """Lines over `x`; a click on a name in the legend hides its line."""
     values = [value for curve in curves for value in curve.y if np.isfinite(value)]
-    wide = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
-    drawn = plot(title, x, y, y_axis_type="log" if log and wide else "linear")
-    if log and wide:
-        drawn.yaxis.ticker = LogTicker(mantissas=[1, 2, 5])
-        drawn.yaxis.formatter = NumeralTickFormatter(format="0.[0000000]")
-    else:
-        drawn.yaxis.formatter = BasicTickFormatter(power_limit_low=-5)
+    drawn = scaled(title, x, values, log=log, y=y)
     for number, curve in enumerate(curves):
         colour = curve.colour or COLOURS[number % len(COLOURS)]
         kept = thinned(curve.y)
@@ -113,12 +108,28 @@ def draw_curves(
     return drawn
 
 
-def thinned(values: Sequence[float]) -> list[int]:
-    """Positions of at most MOST_POINTS of them: of each stretch the least and the greatest."""
-    if len(values) <= MOST_POINTS:
+def scaled(title: str, x: str, values: Sequence[float], *, log: bool, y: str = "") -> Any:
+    """An empty figure for finite `values`, by magnitude if `log` and they span more than ten."""
+    wide = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
+    drawn = plot(title, x, y, y_axis_type="log" if log and wide else "linear")
+    if log and wide:
+        drawn.yaxis.ticker = LogTicker(mantissas=[1, 2, 5])
+        if max(values) < 100 * min(values):  # there a LogTicker counts evenly: 20, 40, 60
+            first, last = (int(np.floor(np.log10(end(values)))) for end in (min, max))
+            ticks = [m * 10.0**e for e in range(first, last + 1) for m in (1, 1.5, 2, 3, 5, 7)]
+            drawn.yaxis.ticker = FixedTicker(ticks=ticks)
+        drawn.yaxis.formatter = NumeralTickFormatter(format="0.[0000000]")
+    else:
+        drawn.yaxis.formatter = BasicTickFormatter(power_limit_low=-5)
+    return drawn
+
+
+def thinned(values: Sequence[float], *, most: int = MOST_POINTS) -> list[int]:
+    """Positions of at most `most` of them: of each stretch the least and the greatest."""
+    if len(values) <= most:
         return list(range(len(values)))
     kept = {0, len(values) - 1}
-    for stretch in np.array_split(np.arange(len(values)), MOST_POINTS // 2 - 1):
+    for stretch in np.array_split(np.arange(len(values)), most // 2 - 1):
         part = np.asarray(values, dtype=float)[stretch[0] : stretch[-1] + 1]
         finite = np.isfinite(part)
         kept.add(int(stretch[np.where(finite, part, np.inf).argmin()]))

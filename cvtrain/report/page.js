@@ -22,6 +22,13 @@ for (const table of document.querySelectorAll("table")) {
     });
   });
 }
+// A button copies what is above it; what it selects shows that it did.
+for (const button of document.querySelectorAll("button.copy")) {
+  button.addEventListener("click", () => {
+    getSelection().selectAllChildren(button.previousElementSibling);
+    button.textContent = document.execCommand("copy") ? "copied" : "copy what is marked";
+  });
+}
 // Pictures: a click shows one as large as the window, another one or Escape puts it back.
 for (const image of document.querySelectorAll(".picture img")) {
   image.addEventListener("click", () => image.parentElement.classList.toggle("large"));
@@ -42,6 +49,7 @@ function paint() {
   for (const chart of Bokeh.documents) {
     for (const model of chart.roots().flatMap((root) => [...root.references()])) {
       if (model.type === "Legend") model.setv({ background_fill_color: card });
+      if (model.tags.includes("cover")) model.setv({ background_fill_color: card });
       if (model.type === "Title" || model.tags.includes("ink")) {
         model.setv({ text_color: ink });
       } else if (model.type !== "Text") {

@@ -23,13 +23,22 @@ HERE = Path(__file__).parent
 WIDEST = 1280  # pixels of a picture, as much as the page shows
 QUALITY = 88  # of a picture, as WebP counts
 
-Cell = str | int | float | None
+
+@dataclass(frozen=True)
+class Link:
+    """A cell that leads to another file; `address` is relative to the page, and quoted."""
+
+    text: str
+    address: str
+
+
+Cell = str | int | float | Link | None
 
 
 @dataclass(frozen=True)
 class Text:
     """A paragraph; in a coloured box if `kind` is `note`, `good`, `warning` or `bad`, as `code`
-    in a typewriter's letters."""
+    in a typewriter's letters, as `code copy` with a button that copies it."""
 
     text: str
     kind: str = ""
@@ -65,8 +74,8 @@ class Table:
     def shown(self, column: int, cell: Cell) -> str:
         if cell is None:
             return "—"
-        if isinstance(cell, str):
-            return cell
+        if isinstance(cell, str | Link):
+            return cell if isinstance(cell, str) else cell.text
         spec = self.formats[column] if column < len(self.formats) else ""
         return format(cell, spec or (".4g" if isinstance(cell, float) else ","))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from cvtrain.errors import CheckpointError
 from cvtrain.report.config import configuration, environment
@@ -9,6 +10,8 @@ from cvtrain.report.curves import curves
 from cvtrain.report.page import Part, Section, Text, write_page
 from cvtrain.report.record import Record
 from cvtrain.report.result import classes, pictures, result
+
+Read = TypeVar("Read")
 
 SECTIONS: dict[str, Callable[[Record], Sequence[Part]]] = {
     "Result": result,
@@ -35,10 +38,10 @@ def write_report(run: Path, out: Path) -> None:
     write_page(out, title=f"{model} on {data}", subtitle=subtitle(record), sections=sections)
 
 
-def tried(make: Callable[[Record], Sequence[Part]], record: Record) -> Sequence[Part]:
+def tried(make: Callable[[Read], Sequence[Part]], read: Read) -> Sequence[Part]:
     """A file that somebody changed costs its section, not the page."""
     try:
-        return make(record)
+        return make(read)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         return [Text(f"cannot be shown: {type(error).__name__}: {error}", "warning")]
 

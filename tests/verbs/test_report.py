@@ -204,3 +204,27 @@ def test_a_page_that_cannot_be_written_ends_no_run(
     assert "warning: report.html left out" in caplog.text
     assert not list((run / "report.html").iterdir())
     assert not list(run.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "type run=DIRECTORY, run=last, or sweep=NAME"),
+        (("run=a", "sweep=b"), "type one of the two"),
+        (("sweep=b", "seed=1"), "type sweep= and out= alone"),
+        (("sweep=b", "out=file"), "type out=FOLDER"),
+    ],
+)
+def test_a_run_or_a_sweep(words: tuple[str, ...], said: str, typed: Typed) -> None:
+    Path("file").write_text("")
+    code, out, error = typed("report", *words)
+    assert (code, out, len(error.splitlines())) == (2, "", 1)
+    assert said in error
+
+
+def test_a_sweep_that_is_not_there(typed: Typed) -> None:
+    Path("outputs/sweep/rates/jobs").mkdir(parents=True)
+    code, out, error = typed("report", "sweep=rtaes")
+    assert (code, out, len(error.splitlines())) == (4, "", 1)
+    assert error.startswith("cvtrain: error[NO-SWEEP]: no such sweep; sweep=rtaes;")
+    assert "rates" in error
