@@ -6,6 +6,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from cvtrain.errors import CvtrainError
 from cvtrain.report.sweep import write_leaderboard
 
 
@@ -13,4 +14,8 @@ class Leaderboard(Callback):
     """Writes and prints the sweep's leaderboard."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        print("\n".join(write_leaderboard(Path(config.hydra.sweep.dir))), flush=True)
+        try:
+            lines = write_leaderboard(Path(config.hydra.sweep.dir))
+        except CvtrainError as error:  # the runs are what counts
+            lines = [f"warning: no leaderboard: {error}"]
+        print("\n".join(lines), flush=True)

@@ -175,13 +175,14 @@ class Jobs:
         print(f"\n# {title}", flush=True)
         if os.getpid() != self.parent:
             follow_parent()
+        above = os.getppid()
         go_on, start = ["resume=auto"] if run_dir.exists() else [], time.time()
         outcome = self.outcome([*words, *go_on], run_dir)
         end = time.time()
         ledger.write_job(self.folder, name, **outcome, seconds=round(end - start, 2), ended=end)
         if outcome["state"] == "stopped" and os.getpid() == self.parent:
             sys.exit(outcome["exit_code"])  # an exception would only end this job
-        if self.parent not in (os.getpid(), os.getppid()):  # killed: nobody asks for the next one
+        if os.getppid() != above:  # it was killed: nobody asks for the next one
             os._exit(outcome["exit_code"])
         return outcome["figure"]
 
