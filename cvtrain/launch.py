@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Any
 
 import torch
 
-from cvtrain import errors
 from cvtrain.compose import Composed
 from cvtrain.errors import ConfigError, CvtrainError, MachineError, Stopped
+from cvtrain.outcome import causes, read_errors
 
 JOB, RESULT = "job.json", "result.json"  # of the folder; and of each process rank_N.json
 ENVIRONMENT = (
@@ -132,37 +131,14 @@ def quiet(name: str) -> Iterator[None]:
         logger.propagate = propagate
 
 
-# How a process ended
-
-
-def write_error(folder: Path, rank: int, error: CvtrainError) -> None:
-    told = {"kind": type(error).__name__, "code": error.code, "time": time.time()}
-    parts = {"what": error.what, "where": error.where, "fix": error.fix, "name": error.name}
-    (folder / f"rank_{rank}.json").write_text(json.dumps(told | parts))
-
-
-def read_errors(folder: Path) -> dict[int, CvtrainError]:
-    """By rank, the first first; of those that left word."""
-    told = {int(file.stem[5:]): json.loads(file.read_text()) for file in folder.glob("rank_*.json")}
-    return {rank: made_of(told[rank]) for rank in sorted(told, key=lambda rank: told[rank]["time"])}
-
-
-def made_of(told: dict[str, Any]) -> CvtrainError:
-    if told["kind"] == "Stopped":
-        return Stopped(told["what"], told["where"], told["fix"], signum=told["code"] - 128)
-    kind = getattr(errors, told["kind"])
-    return kind(told["what"], told["where"], told["fix"], name=told["name"])
-
-
 def cause(folder: Path, failures: dict[int, Any], signum: int = 0) -> CvtrainError:
     """Why the processes ended: what the first of them met, not that the others missed it."""
     said = read_errors(folder)
-    own = [error for error in said.values() if error.name not in ("RANK-DIED", "STOPPED")]
     stopped = [error for error in said.values() if isinstance(error, Stopped)]
     silent = {rank: failure for rank, failure in failures.items() if rank not in said}
-    if own:
+    if own := causes(said):
         return own[0]
-    if 0 in said and stopped:  # the one that saves
+    if isinstance(said.get(0), Stopped):  # the one that saves
         return said[0]
     if signum or stopped:
         signum = signum or stopped[0].code - 128

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cvtrain.compose import Composed, to_config
 from cvtrain.errors import CvtrainError
-from cvtrain.launch import JOB, RESULT, write_error
+from cvtrain.launch import JOB, RESULT
+from cvtrain.outcome import FOLDER, write_error
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
@@ -24,6 +25,7 @@ def main(folder: Path) -> int:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     job = json.loads((folder / JOB).read_text())
     rank, sys.argv = int(os.environ["RANK"]), job["argv"]
+    os.environ[FOLDER] = str(folder)
     try:
         do = getattr(import_module(f"cvtrain.verbs.{job['verb']}"), job["verb"])
         figure = do(composed_of(job), job["overrides"], **job["keys"])

@@ -12,11 +12,12 @@ PACKAGE = Path(__file__).parents[1] / "cvtrain"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each room may import besides itself and the leaves; `room.module` is that module alone.
-LEAVES = ("errors", "seeding", "files")
+LEAVES = ("errors", "seeding", "files", "outcome")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "seeding": (),
     "files": ("errors",),
+    "outcome": ("errors",),
     "hparams": (),
     "durations": (),
     "config": ("durations",),

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cvtrain.engine.signals import StopFlag
 from cvtrain.errors import MachineError
+from cvtrain.outcome import of_another
 
 OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 FIRST_PORT, PORTS = 20000, 10000  # SLURM: a job meets at one of these
@@ -69,8 +70,8 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is raised here because another process is gone becomes a MachineError (RANK-DIED):
-        the cause is in that one's own line.
+        """What is raised here because another process is gone becomes that one's error; where
+        nobody knows it, a MachineError (RANK-DIED).
         """
         try:
             yield
@@ -83,6 +84,8 @@ class Ranks:
                 raise MachineError(what, "MASTER_PORT", fix, name="PORT-IN-USE") from error
             if not isinstance(error, dist.DistError) and "gloo/" not in text:
                 raise
+            if (first := of_another()) is not None:
+                raise first from error
             what, where = "another process ended", f"process {self.rank} of {self.world_size}"
             fix = "look at its own line; then type resume=auto"
             raise MachineError(what, where, fix, name="RANK-DIED") from error

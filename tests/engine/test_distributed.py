@@ -1,57 +1,14 @@
 """Two processes do what one does: the same samples, figures and weights, one run directory."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import Run, start, succeeded
 from tiny import TINY_SHAPES, metrics, summary, write_mnist
 
 from cvtrain.engine.checkpoint import read_checkpoint
-
-# Starts the command once per rank, with the environment that torchrun would give. Forked from one
-# process that has the imports behind it, for they take longer than all of these runs.
-DRIVER = """
-import json, os, signal, sys, time
-import matplotlib.backends.backend_agg, torch.utils.tensorboard, cvtrain.verbs.train
-from cvtrain.cli import main
-from cvtrain.engine.logs import Logs
-
-def rank(number, world_size, port, late, arguments, errors):
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    signal.alarm(60)  # whoever waits for ever dies of it
-    if world_size > 1:
-        os.environ |= {
-            "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-        }
-    if number == 0 and late:
-        opened = Logs.open
-        Logs.open = lambda *a, **k: (time.sleep(late), opened(*a, **k))[1]
-    sys.argv = ["cvtrain", *arguments]
-    main()
-
-def start(name, world_size, port, late, arguments):
-    children = []
-    for number in range(world_size):
-        child = os.fork()
-        if child == 0:
-            try:
-                rank(number, world_size, port, late, arguments, f"{name}.{number}.err")
-            except SystemExit as end:
-                os._exit(end.code)
-            finally:
-                os._exit(99)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-print(json.dumps({run[0]: start(*run) for run in json.loads(sys.argv[1])}))
-"""
 
 # 50 digits in batches of 7: shares of 4 and 3; 11 validated by 5: the last batch is one sample, so
 # a rank has none of it. Augmented, so that the table of uniforms has to be the same on both.
@@ -82,50 +39,26 @@ BAD = [
 ]
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where each of the runs below has been, and in `codes.json` how its processes ended."""
     root = tmp_path_factory.mktemp("ranks")
     write_mnist(root / "digits", train=50, val=11)
+    skipping = [*BAD, "trainer.on_nonfinite=skip"]
     runs = [
-        ("one", 1, 0, 0, [*DIGITS, "hydra.run.dir=one"]),
+        Run("one", 1, [*DIGITS, "hydra.run.dir=one"]),
         # No directory is typed: both must agree on the one whose name holds the time.
-        ("two", 2, free_port(), 0, DIGITS),
-        ("timed", 2, free_port(), 0.5, TIMED),
-        ("skip_one", 1, 0, 0, [*BAD, "trainer.on_nonfinite=skip", "hydra.run.dir=skip_one"]),
-        (
-            "skip_two",
-            2,
-            free_port(),
-            0,
-            [*BAD, "trainer.on_nonfinite=skip", "hydra.run.dir=skip_two"],
-        ),
-        ("phases_one", 1, 0, 0, [*PHASES, "hydra.run.dir=phases_one"]),
-        ("phases_two", 2, free_port(), 0, [*PHASES, "hydra.run.dir=phases_two"]),
-        ("bad_two", 2, free_port(), 0, [*BAD, "hydra.run.dir=bad_two"]),
-        ("shapes", 2, free_port(), 0, SHAPES),
+        Run("two", 2, DIGITS),
+        Run("timed", 2, TIMED, late=0.5),
+        Run("skip_one", 1, [*skipping, "hydra.run.dir=skip_one"]),
+        Run("skip_two", 2, [*skipping, "hydra.run.dir=skip_two"]),
+        Run("phases_one", 1, [*PHASES, "hydra.run.dir=phases_one"]),
+        Run("phases_two", 2, [*PHASES, "hydra.run.dir=phases_two"]),
+        Run("bad_two", 2, [*BAD, "hydra.run.dir=bad_two"]),
+        Run("shapes", 2, SHAPES),
     ]
-    command = [sys.executable, "-c", DRIVER, json.dumps(runs)]
-    paths = [str(Path(__file__).parents[1] / "reliability"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(
-        command, cwd=root, capture_output=True, text=True, timeout=300, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    (root / "codes.json").write_text(done.stdout.splitlines()[-1])
+    start(root, runs)
     return root
-
-
-def succeeded(folder: Path, name: str) -> None:
-    codes = json.loads((folder / "codes.json").read_text())[name]
-    said = "\n".join(file.read_text() for file in sorted(folder.glob(f"{name}.*.err")))
-    assert not any(codes), f"{codes}: {said}"
 
 
 def test_two_processes_equal_one(folder: Path) -> None:
