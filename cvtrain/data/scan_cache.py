@@ -95,8 +95,9 @@ class ScanCache:
         """Mostly the next one, as files are asked for in the order in which they were found."""
         files = self._old.files
         if self._next == len(files) or files.name(self._next) != name:
-            rows = self._folders.get(os.path.dirname(name), range(0))
-            text = os.fsdecode(name)
+            rows, text = self._folders.get(name.rpartition(b"/")[0]), os.fsdecode(name)
+            if rows is None:
+                return None
             before = bisect_left(rows, text, key=lambda row: os.fsdecode(files.name(row)))
             self._next = rows.start + before
             if before == len(rows) or files.name(self._next) != name:
@@ -109,7 +110,7 @@ class ScanCache:
         """The rows of each folder: one behind the other, sorted by their names."""
         folders: dict[bytes, range] = {}
         for row in range(len(self._old.files)):
-            folder = os.path.dirname(self._old.files.name(row))
+            folder = self._old.files.name(row).rpartition(b"/")[0]
             folders[folder] = range(folders.get(folder, range(row, row)).start, row + 1)
         return folders
 
