@@ -68,12 +68,12 @@ class ScanCache:
         self._stamps = int64()
         self._old = Rows(Files(root), Headers(), int64())
         self._next = self._hits = 0
-        if self._file and self._file.is_file():
-            try:
+        try:
+            if self._file and self._file.is_file():
                 self._old = read(self._file, root)
                 os.utime(self._file)  # so it is in use
-            except Exception as error:  # over broken bytes, what happens to come up
-                log.debug("%s is not read: %r", self._file, error)
+        except Exception as error:  # over broken bytes, what happens to come up
+            log.debug("%s is not read: %r", self._file, error)
 
     def stamp(self, status: os.stat_result | None) -> int:
         """Another one after any change of a file."""

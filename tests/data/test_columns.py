@@ -126,7 +126,7 @@ def test_memory() -> None:
     try:
         found = Scan(Path("/data"), [])
         for number in range(20_000):
-            found.files.append(Path(f"/data/class_001/image_{number:06d}.jpg"))
+            found.files.append_below(b"class_001/image_%06d.jpg" % number)
             found.headers.append(Header(500, 375, True, 60_000))
             found.labels.append(1)
         assert tracemalloc.get_traced_memory()[0] / 20_000 < 70
