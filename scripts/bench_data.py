@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 from cvtrain.data.crops import RandomResizedCrop
 from cvtrain.data.image_folder import ImageFiles
 from cvtrain.data.images import probe, read_box
-from cvtrain.data.scan import Scan, scan
+from cvtrain.data.scan import Scan, look, scan
 from cvtrain.engine.trainer import Trainer
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -66,8 +66,9 @@ def readers(files: list[Path]) -> dict[str, Callable[[Path], object]]:
     )
     modern = v2.Compose([v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()])
     crop = RandomResizedCrop(scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3])
-    found = Scan(files[0].parent, ["all"], files, [0] * len(files))
-    found.headers = [probe(file, max_pixels=10**9) for file in files]
+    found = Scan(files[0].parent, ["all"])
+    for file in files:
+        look(found, file, 0, max_pixels=10**9)
     ours = ImageFiles(found, size=224, crop=crop)
     numbers = {file: number for number, file in enumerate(files)}
 

@@ -1,5 +1,6 @@
 """The splits of a data set as lists of images with their labels, whatever the source is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ class Part:
 
     name: str
     count: int
-    files: list[Path] = field(default_factory=list)
+    files: Sequence[Path] = ()
     images: Tensor | None = None  # uint8 [N, C, H, W]
     labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # by column; -1: none
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of each column

@@ -62,7 +62,8 @@ class DetectionFiles(Dataset):
         """int64 `[N]`: 1 where an image is wide, 0 where it is tall; None if all become square."""
         if self.fit.square:
             return None
-        return torch.tensor([int(h.width >= h.height) for h in self.found.headers])
+        headers = self.found.headers
+        return torch.from_numpy(np.greater_equal(headers.width, headers.height).astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.found.files)

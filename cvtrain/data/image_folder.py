@@ -51,7 +51,7 @@ class ImageFiles(Dataset):
     @property
     def labels(self) -> Tensor | None:
         """int64 `[N]`; None where a sample has no label, or several."""
-        return torch.tensor(self.found.labels)
+        return torch.from_numpy(np.array(self.found.labels, np.int64))
 
     def __len__(self) -> int:
         return len(self.found.files)
@@ -240,11 +240,8 @@ class ImageFolder(ImageSource):
 
     def _one_folder(self, shares: list[float] | None, seed: int) -> dict[str, Scan]:
         self._whole = found = self._scan(self.root, class_folders(self.root))
-        labels = np.array(found.labels, dtype=np.int64)
-        groups = {
-            name: np.flatnonzero(labels == label).tolist()
-            for label, name in enumerate(found.classes)
-        }
+        labels = np.array(found.labels, np.int64)
+        groups = {name: np.flatnonzero(labels == label) for label, name in enumerate(found.classes)}
         return split_scan(found, groups, shares, seed)
 
     def part(self, split: str, size: int) -> ImageFiles:

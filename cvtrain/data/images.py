@@ -72,7 +72,10 @@ def _pillow() -> Iterator[None]:
 
 
 def probe(path: Path, *, max_pixels: int) -> Header:
-    """Read the header and look at the end of the file. Raises BadImage."""
+    """Read the header and look at the end of the file. Raises BadImage.
+
+    Whoever changes what comes out of it counts up the KIND of scan_cache.py.
+    """
     with _pillow():
         size = path.stat().st_size
         if not size:  # of a pipe too, which would never end

@@ -59,13 +59,12 @@ class Stored:
 
 def names_of(found: Scan) -> list[str]:
     """Of the images, as a file of proposals has them."""
-    root = found.root
-    return [str(f.relative_to(root) if f.is_relative_to(root) else f) for f in found.files]
+    return [*found.files.names()]
 
 
 def sizes_of(found: Scan) -> NDArray[np.int64]:
     """`[images, 2]`: height and width in pixels."""
-    return np.array([(h.height, h.width) for h in found.headers], np.int64).reshape(-1, 2)
+    return np.stack([found.headers.height, found.headers.width], 1).astype(np.int64)
 
 
 def write_npz(

@@ -16,7 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cvtrain.data.images import BadImage, Header, probe, shown
+import numpy as np
+from numpy.typing import NDArray
+
+from cvtrain.data.columns import Files, Headers, int32, taken
+from cvtrain.data.images import BadImage, probe, shown
+from cvtrain.data.scan_cache import ScanCache
 from cvtrain.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -35,19 +40,30 @@ class Scan:
 
     root: Path
     classes: list[str]
-    files: list[Path] = field(default_factory=list)
-    labels: list[Any] = field(default_factory=list)  # the class of each; more, of a table
-    headers: list[Header] = field(default_factory=list)
+    labels: Any = field(default_factory=int32)  # the class of each; of a table a list of more
+    headers: Headers = field(default_factory=Headers)
     bad: list[tuple[Path, BadImage]] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)  # files that are no images, by suffix
+    files: Files = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.files = Files(self.root)
+
+    def part(self, chosen: NDArray[np.int64]) -> "Scan":
+        """Some of the images, by their numbers."""
+        many = isinstance(self.labels, list)
+        labels = [self.labels[i] for i in chosen] if many else taken(self.labels, chosen)
+        headers = self.headers.part(chosen)
+        part = Scan(self.root, self.classes, labels, headers, self.bad, self.ignored)
+        part.files = self.files.part(chosen)
+        return part
 
     def fingerprint(self) -> str:
         """Of every file's place and size, in bytes and pixels."""
         digest = hashlib.sha256()
-        for file, label, header in zip(self.files, self.labels, self.headers, strict=True):
-            size = f"{header.size}/{header.width}x{header.height}"
-            here = file.relative_to(self.root) if file.is_relative_to(self.root) else file
-            line = f"{label}/{here}/{size}\n"
+        columns = zip(self.files.names(), self.labels, self.headers, strict=True)
+        for name, label, header in columns:
+            line = f"{label}/{name}/{header.size}/{header.width}x{header.height}\n"
             digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
@@ -89,10 +105,19 @@ def alike(names: Iterable[str]) -> str:
 
 def scan(root: Path, classes: list[str], *, max_pixels: int, on_bad: str) -> Scan:
     """Look at every file of the classes. Raises DataError: BAD-IMAGE, IMAGE-TOO-LARGE."""
-    found = Scan(root, classes)
-    for label, name in enumerate(classes):
-        for file in _files(root / name, root, found.ignored):
-            look(found, file, label, max_pixels=max_pixels)
+    found, cache = Scan(root, classes), ScanCache(root)
+    for label, folder in enumerate(classes):
+        for name, status in _files(root, folder, found.ignored):
+            encoded, stamp = os.fsencode(name), cache.stamp(status)
+            header = cache.find(encoded, stamp)
+            if header is not None and header.width * header.height <= max_pixels:
+                found.files.append_below(encoded)
+                found.labels.append(label)
+                found.headers.append(header)
+            elif not look(found, root / name, label, max_pixels=max_pixels):
+                continue
+            cache.note(stamp)
+    cache.save(found.files, found.headers)  # before bad ones are refused: the others stay good
     if found.ignored:
         kinds = ", ".join(f"{count} {shown(s)}" for s, count in found.ignored.most_common(LISTED))
         log.info("%s: ignored what is no image: %s", shown(root), kinds)
@@ -101,42 +126,60 @@ def scan(root: Path, classes: list[str], *, max_pixels: int, on_bad: str) -> Sca
     return found
 
 
-def look(found: Scan, file: Path, label: Any, *, max_pixels: int) -> None:
-    """Add a file to what was found, among the bad ones if it is."""
+def look(found: Scan, file: Path, label: Any, *, max_pixels: int) -> bool:
+    """Add a file to what was found, or to the bad ones; whether it is a good one."""
     try:
         header = probe(file, max_pixels=max_pixels)
     except BadImage as reason:
         found.bad.append((file, reason))
-        return
+        return False
     found.files.append(file)
     found.labels.append(label)
     found.headers.append(header)
+    return True
 
 
-def _files(folder: Path, root: Path, ignored: Counter[str]) -> Iterator[Path]:
-    """Image files below a class folder, each real file once, links followed but no loop."""
-    seen: set[tuple[int, int] | None] = set()
-    waiting = [folder] if folder.exists() else []
+def _files(
+    root: Path, folder: str, ignored: Counter[str]
+) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Image files of a class: paths below `root`, each real file once, links followed but no loop.
+
+    With its status, or None where there is none, as of a link to nothing.
+    """
+    seen: set[int] = set()
+    waiting = [folder] if (root / folder).exists() else []
     while waiting:
         here = waiting.pop()
         try:
-            if (real := _identity(here)) and real in seen:
+            if not _first(_status(f"{root}/{here}"), seen):
                 continue
-            seen.add(real)
-            for entry in sorted(os.scandir(here), key=lambda entry: entry.name):
-                path = here / entry.name
-                suffix = path.suffix.lower()
-                if entry.name.startswith("."):
+            names, folders = _listed(root, here)
+            for name in names:
+                suffix = os.path.splitext(name)[1].lower()
+                if name.startswith("."):
                     ignored["hidden"] += 1
-                elif path.is_dir() if entry.is_symlink() else entry.is_dir():
-                    waiting += [] if _leads_back(path, root) else [path]
+                elif name in folders:
+                    path = root / here / name
+                    waiting += [] if _leads_back(path, root) else [f"{here}/{name}"]
                 elif suffix not in SUFFIXES:
-                    ignored[suffix or "without suffix"] += 1
-                elif (real := _identity(path)) is None or real not in seen:
-                    seen.add(real)
-                    yield path
+                    ignored[Path(name).suffix.lower() or "without suffix"] += 1
+                elif _first(status := _status(f"{root}/{here}/{name}"), seen):
+                    yield f"{here}/{name}", status
         except OSError as error:
-            raise _unreadable(here, error) from error
+            raise _unreadable(root / here, error) from error
+
+
+def _listed(root: Path, here: str) -> tuple[list[str], set[str]]:
+    """What is in a folder, sorted; and which of it are folders, or links to such."""
+    names, folders = [], set()
+    with os.scandir(root / here) as entries:
+        for entry in entries:
+            names.append(entry.name)
+            if entry.name.startswith("."):
+                continue
+            if (root / here / entry.name).is_dir() if entry.is_symlink() else entry.is_dir():
+                folders.add(entry.name)
+    return sorted(names), folders
 
 
 def _leads_back(folder: Path, root: Path) -> bool:
@@ -147,12 +190,20 @@ def _leads_back(folder: Path, root: Path) -> bool:
     return there.is_relative_to(here) or here.is_relative_to(there)
 
 
-def _identity(file: Path) -> tuple[int, int] | None:
+def _status(path: str) -> os.stat_result | None:
     try:
-        status = file.stat()
+        return os.stat(path)
     except OSError:  # a link to nothing: the scan says so
         return None
-    return status.st_dev, status.st_ino
+
+
+def _first(status: os.stat_result | None, seen: set[int]) -> bool:
+    """Whether it is not `seen` by another name; it is from now on."""
+    if status is None:
+        return True
+    real, before = status.st_dev << 64 | status.st_ino, len(seen)
+    seen.add(real)  # a number takes less than a pair
+    return len(seen) > before
 
 
 def judge(found: Scan, on_bad: str, *, emptied: set[str]) -> None:

@@ -1,8 +1,9 @@
 """Shares of training, validation and test, drawn of a scan that is not split yet."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cvtrain.data.scan import Scan
 from cvtrain.errors import ConfigError
@@ -10,7 +11,10 @@ from cvtrain.seeding import seed_for
 
 
 def split_scan(
-    found: Scan, groups: dict[str, list[int]], shares: list[float] | None, seed: int
+    found: Scan,
+    groups: Mapping[str, Sequence[int] | NDArray[np.int64]],
+    shares: list[float] | None,
+    seed: int,
 ) -> dict[str, Scan]:
     """Each group's samples by their shares, of which there are two or three. Raises ConfigError.
 
@@ -24,20 +28,12 @@ def split_scan(
             "",
             "type those of train, val and test, that add up to 1: data.split=[0.75,0.15,0.10]",
         )
-    parts: dict[str, list[int]] = {name: [] for name in ("train", "val", "test")[: len(shares)]}
+    names = ("train", "val", "test")[: len(shares)]
+    parts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in names}
     for group, samples in groups.items():
         members = np.random.default_rng(seed_for(seed, "split", group)).permutation(samples)
         # Cut at the rounded sums of the shares, so that no image is lost or used twice.
         cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(int)
         for part, chosen in zip(parts.values(), np.split(members, cuts), strict=True):
-            part.extend(sorted(chosen.tolist()))
-    return {name: _part(found, chosen) for name, chosen in parts.items()}
-
-
-def _part(found: Scan, chosen: list[int]) -> Scan:
-    return replace(
-        found,
-        files=[found.files[i] for i in chosen],
-        labels=[found.labels[i] for i in chosen],
-        headers=[found.headers[i] for i in chosen],
-    )
+            part.append(np.sort(chosen))
+    return {name: found.part(np.concatenate(chosen)) for name, chosen in parts.items()}

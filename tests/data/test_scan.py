@@ -160,7 +160,7 @@ def test_loops(root: Path) -> None:
     found = look(root)
     assert found.classes == ["a", "b"]
     assert names(found) == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
-    assert found.labels == [0, 0, 1, 1]
+    assert [*found.labels] == [0, 0, 1, 1]
 
 
 @pytest.mark.fault("D6")
@@ -234,7 +234,7 @@ def test_skip_a_hundredth(root: Path, bad: int, of: int, fine: bool) -> None:
     found = look(root, on_bad="skip")
     assert [path for path, _ in found.bad] == files[:bad]
     assert found.files[4:] == files[bad:]
-    assert found.labels == [0, 0, 1, 1] + [2] * (of - bad)
+    assert [*found.labels] == [0, 0, 1, 1] + [2] * (of - bad)
 
 
 @pytest.mark.fault("D1")
