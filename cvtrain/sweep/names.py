@@ -43,14 +43,14 @@ class Typed:
     @property
     def name(self) -> str:
         """Of the axes' keys and the fixed words, so that a sweep with further values goes on."""
-        keys = [key.rpartition(".")[2] for key in self.axes] or ["sweep"]
+        keys = [key.rpartition(".")[2] for key in sorted(self.axes)] or ["sweep"]
         return shortened("_".join(keys), [*sorted(self.axes), *sorted(self.fixed)])
 
 
 def job_name(words: list[str], swept: dict[str, str]) -> str:
     """`lenet5-lr_0.1-seed_0-1a2b3c`: the values that vary; the rest is in the digits."""
     parts = []
-    for key, value in swept.items():
+    for key, value in sorted(swept.items()):
         group = "." not in key and key != "seed"
         parts.append(value if group else f"{key.rpartition('.')[2]}_{value}")
     return shortened("-".join(parts) or "job", sorted(words))
