@@ -102,6 +102,7 @@ def test_sweep_of_models_and_rates(tmp_path: Path) -> None:
     done = command(
         *("-m", "model=lenet5,cnn", "optimizer.lr=0.1,0.01", "debug=smoke"),
         *("data.root=shapes", *TINY_SHAPES, "hydra.sweep.dir=sweep"),
+        "hydra.sweep.subdir=${hydra.job.num}",
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
@@ -126,6 +127,7 @@ def test_a_failed_job_does_not_end_the_sweep(tmp_path: Path) -> None:
     done = command(
         *("model=lenet5", "-m", "data.batch_size=9999,4", "debug=smoke"),  # 32 images
         *("data.root=shapes", *TINY_SHAPES, "hydra.sweep.dir=sweep"),
+        "hydra.sweep.subdir=${hydra.job.num}",
         cwd=tmp_path,
     )
     assert done.returncode == 2

@@ -148,7 +148,7 @@ def test_batches_of_several_sizes(tmp_path: Path) -> None:
 def test_only_where_asked_for(tmp_path: Path) -> None:
     source = coco(write(tmp_path, document()), masks=False)
     _, target, truth, _ = source.train(HEIGHT, Augmentations())[0]
-    assert target.keys() == {"boxes", "labels"}
+    assert target.keys() == {"boxes", "labels", "draw"}
     assert "rles" not in truth
     asked = coco(tmp_path).info.fingerprint
     assert asked != source.info.fingerprint

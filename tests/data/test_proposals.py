@@ -522,7 +522,7 @@ def test_they_move_as_the_objects_do(
         for image, target, proposals in zip(
             batch.images, batch.targets, batch.proposals, strict=True
         ):
-            assert target.keys() == {"boxes", "labels"}
+            assert target.keys() == {"boxes", "labels", "draw"}
             assert proposals.dtype == torch.float32
             assert type(proposals) is torch.Tensor
             height, width = image.shape[1:]

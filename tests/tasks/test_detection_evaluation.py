@@ -301,7 +301,7 @@ def perfect(source: Coco, size: int, *also: dict[str, Tensor]) -> dict[str, floa
         batch = split.collate([split[place]])
         [target] = batch.targets
         scores = torch.full((len(target["boxes"]),), 0.5)
-        found = {**target, "scores": scores}
+        found = {"boxes": target["boxes"], "labels": target["labels"], "scores": scores}
         for more in also:
             found = {name: torch.cat([found[name], more[name]]) for name in found}
         evaluator.update([found], batch)
