@@ -23,7 +23,7 @@ def taken(folder: Path, number: int) -> Iterator[tuple[int, ...]]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        for turn, gpu in itertools.product(itertools.count(), range(count)):
+        for turn, gpu in ((turn, gpu) for turn in itertools.count() for gpu in range(count)):
             if len(places) == number:
                 break
             if gpu not in places:

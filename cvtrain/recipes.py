@@ -140,6 +140,15 @@ def _replaced(recipe: DictConfig, choices: dict[str, Any], typed: dict[str, str]
     return [*groups, AUGMENT_KEY] if "data" in groups else groups
 
 
+def plain(text: str) -> str:
+    """A word as it would be typed: a path without the quotes that `ready` gave it."""
+    key, _, value = text.partition("=")
+    if key.lstrip("+") not in PATH_KEYS or value[:1] != "'":
+        return text
+    unescaped = re.sub(r"(\\+)('|$)", lambda m: m[1][: len(m[1]) // 2] + m[2], value[1:-1])
+    return f"{key}={unescaped}"
+
+
 def _quote_path(text: str) -> str:
     key, _, value = text.partition("=")
     quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]

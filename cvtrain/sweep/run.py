@@ -28,7 +28,7 @@ from cvtrain.compose import COMPOSITION_ERRORS, compose_config, explain
 from cvtrain.config import MAXIMISED, config_dir
 from cvtrain.errors import ConfigError, CvtrainError, Stopped, SweepError
 from cvtrain.job import run_job
-from cvtrain.recipes import ready, with_augment_key
+from cvtrain.recipes import plain, ready, with_augment_key
 from cvtrain.sweep import ledger
 from cvtrain.sweep.names import ROOT, Typed, job_name
 
@@ -67,7 +67,7 @@ def sweep(flags: list[str], overrides: list[str], name: str, extra_dir: Path | N
     with ledger.held(folder), stopping(folder) as stopped:
         print(f"sweep {folder}{f', {len(typed.jobs)} jobs' if typed.jobs else ''}", flush=True)
         command = shlex.join(["cvtrain", *flags, *overrides, *([f"sweep={name}"] if name else [])])
-        ledger.write_sweep(folder, command=command, fixed=typed.fixed)
+        ledger.write_sweep(folder, command=command, fixed=[*map(plain, typed.fixed)])
         try:
             run_hydra(flags, words, Jobs(folder, typed, extra_dir, os.getpid()))
             signum = stopped()
@@ -158,7 +158,7 @@ class Jobs:
     def __call__(self) -> float | None:
         """The job that Hydra is at; its figure. A job that fails has none, and ends nothing."""
         config = HydraConfig.get()
-        words = list(config.overrides.task)
+        words = [plain(word) for word in config.overrides.task]
         values = dict(word.split("=", 1) for word in words)
         swept = {key: value for key, value in values.items() if key not in self.fixed}
         name = job_name(words, swept)
