@@ -87,7 +87,7 @@ def test_batch_norm_together() -> None:
     assert isinstance(together[1], nn.SyncBatchNorm)
     assert together[1].weight is weight
     assert list(together.state_dict()) == names
-    with pytest.raises(ConfigError, match="on GPUs alone; trainer.sync_batch_norm"):
+    with pytest.raises(ConfigError, match=r"on GPUs alone; trainer.sync_batch_norm"):
         build._synchronised(model, torch.device("cpu"))
 
 
@@ -109,5 +109,5 @@ def test_the_linear_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("value", ["true", "0", "-1", "1.5"])
 def test_a_rule_that_is_none(value: str) -> None:
-    with pytest.raises(ConfigError, match="trainer.scale_lr"):
+    with pytest.raises(ConfigError, match=r"trainer.scale_lr"):
         compose_config([f"trainer.scale_lr={value}"])
