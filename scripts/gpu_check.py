@@ -27,6 +27,9 @@ from gpu_models import run_models
 from gpu_times import run_times
 from PIL import Image
 
+from cvtrain.engine.distributed import Ranks, without_sync
+from cvtrain.models.resnet_cifar import ResNetCifar
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPTIONS = argparse.Namespace()
 
@@ -171,6 +174,39 @@ def check_cpu_can_read(root: Path) -> str:
     return "read"
 
 
+def check_one_rank(root: Path) -> str:
+    """What several processes do, in a group of one: a GPU takes no second process of a group."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
+    backend = "nccl" if OPTIONS.device == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, rank=0, world_size=1)
+    try:
+        device, ranks = torch.device(OPTIONS.device, 0), Ranks(0, 0, 2)  # two do not pass over it
+        network = ResNetCifar(num_classes=10, in_channels=3, depth=20).to(device)
+        if OPTIONS.device == "cuda":
+            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        model = ranks.wrap(network, device)
+        with without_sync(model, last=False):
+            model(torch.randn(8, 3, 32, 32, device=device)).sum().backward()
+        model(torch.randn(8, 3, 32, 32, device=device)).sum().backward()
+        ranks.share(network.buffers())
+        total = ranks.sum({"a": torch.ones(3, device=device), "b": torch.tensor(2.0)})
+        assert [*total["a"].tolist(), total["b"].item()] == [1, 1, 1, 2]
+        assert (ranks.any(True, device), ranks.agree("x")) == (True, "x")
+    finally:
+        torch.distributed.destroy_process_group()
+    return backend
+
+
+def check_sweep(root: Path) -> str:
+    """Four jobs on one device at once."""
+    words = ["model=resnet20", *cifar(root), "trainer.duration=10st", "seed=0,1,2,3"]
+    launcher = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=4"]
+    train(root / "unused", *launcher, *words, f"hydra.sweep.dir={root / 'sweep'}")
+    found = [json.loads(file.read_text()) for file in (root / "sweep").glob("jobs/*.json")]
+    assert [job["state"] for job in found] == ["done"] * 4, found
+    return ", ".join(f"{job['seconds']:.0f} s" for job in found)
+
+
 CHECKS: dict[str, Callable[[Path], str]] = {
     **{f"precision {p}": check_precision(p) for p in ("fp32", "tf32", "bf16", "fp16")},
     "channels_last": check_layouts,
@@ -180,6 +216,8 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "mixed formats, workers": check_formats,
     "non-finite stops": check_non_finite,
     "checkpoint on the CPU": check_cpu_can_read,
+    "a group of one process": check_one_rank,
+    "four jobs at once (joblib)": check_sweep,
 }
 
 
