@@ -134,11 +134,14 @@ def _check_steps(order: Order, config: Config, ranks: Ranks) -> None:
             name="NO-STEPS",
         )
     if order.steps == 0 or (order.train and order.batch_size < least):
+        fix = f"type data.batch_size of {least} to {order.samples}"
+        if order.samples < least:
+            fix = "take more samples, or fewer processes and micro-batches"
         raise ConfigError(
             f"{order.samples} {split} samples in batches of {order.batch_size} make "
             f"{order.steps} whole steps, shared by {ranks.world_size} processes x "
             f"{order.accumulate} micro-batches",
             "data.batch_size",
-            f"type data.batch_size of {least} to {max(order.samples, least)}",
+            fix,
             name="NO-STEPS",
         )

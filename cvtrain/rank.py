@@ -1,9 +1,7 @@
 """One of the processes that `launch.py` starts: `python -m cvtrain.rank FOLDER`."""
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import traceback
 from importlib import import_module
@@ -12,17 +10,15 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cvtrain.compose import Composed, to_config
+from cvtrain.engine.signals import end_with_parent
 from cvtrain.errors import CvtrainError
 from cvtrain.launch import JOB, RESULT
 from cvtrain.outcome import FOLDER, write_error
 
-PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-
 
 def main(folder: Path) -> int:
     """Run the job that lies in `folder`. Returns the exit code."""
-    if sys.platform == "linux":  # if the process that started it is killed, it saves and ends
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
     job = json.loads((folder / JOB).read_text())
     rank, sys.argv = int(os.environ["RANK"]), job["argv"]
     os.environ[FOLDER] = str(folder)

@@ -26,10 +26,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "origins": ("compose", "config", "recipes"),
     "usage": (),
     "launch": ("compose",),
-    "rank": ("compose", "launch", "verbs"),
+    "rank": ("compose", "engine.signals", "launch", "verbs"),
     "gpus": (),
     "job": ("compose", "gpus", "launch", "verbs"),
-    "sweep": ("compose", "config", "job", "recipes", "report.sweep"),
+    "sweep": ("compose", "config", "engine.signals", "job", "recipes", "report.sweep"),
     "cli": ("compose", "config", "job", "recipes", "sweep", "usage"),
     "__main__": ("cli",),
     "verbs": (

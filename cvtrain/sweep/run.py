@@ -4,7 +4,6 @@ A job that is finished is not run again, one that was broken off goes on from it
 one that failed is tried again: a sweep goes on when the same command is typed.
 """
 
-import ctypes
 import os
 import shlex
 import signal
@@ -26,6 +25,7 @@ from omegaconf import DictConfig
 
 from cvtrain.compose import COMPOSITION_ERRORS, compose_config, explain
 from cvtrain.config import MAXIMISED, config_dir
+from cvtrain.engine.signals import end_with_parent
 from cvtrain.errors import ConfigError, CvtrainError, Stopped, SweepError
 from cvtrain.job import run_job
 from cvtrain.recipes import plain, ready, with_augment_key
@@ -33,7 +33,6 @@ from cvtrain.sweep import ledger
 from cvtrain.sweep.names import ROOT, Typed, job_name
 
 CHECKED = 64  # jobs that are all composed before any begins; of more those that show a new word
-PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 # The choices that come with `pip install 'cvtrain[sweep]'`, and the package of each.
 PLUGINS = {
     "hydra/launcher=joblib": "hydra_joblib_launcher",
@@ -173,8 +172,9 @@ class Jobs:
         about = {"overrides": words, "swept": swept, "figure": None, "error": None}
         ledger.write_job(self.folder, name, **about, state="running", exit_code=None)
         print(f"\n# {title}", flush=True)
-        if os.getpid() != self.parent:
-            follow_parent()
+        if os.getpid() != self.parent:  # of a launcher: Ctrl-C reaches the sweep's alone
+            os.setpgid(0, 0)
+            end_with_parent()
         above = os.getppid()
         go_on, start = ["resume=auto"] if run_dir.exists() else [], time.time()
         outcome = self.outcome([*words, *go_on], run_dir)
@@ -204,15 +204,6 @@ class Jobs:
         )
         print(line, file=sys.stderr, flush=True)
         return {"state": state, "figure": None, "error": line, "exit_code": failed.code}
-
-
-def follow_parent() -> None:
-    """A launcher's process is told to end by that of the sweep, which Ctrl-C reaches alone; if that
-    is killed, its jobs save and end.
-    """
-    os.setpgid(0, 0)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager

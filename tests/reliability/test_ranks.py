@@ -28,6 +28,7 @@ from small_disk import SmallDisk
 
 from cvtrain import launch, outcome
 from cvtrain.config import TrainerConfig, check
+from cvtrain.engine.signals import StopFlag
 from cvtrain.errors import ConfigError, DataError, MachineError, Stopped
 
 LINE = "cvtrain: error"
@@ -298,3 +299,18 @@ def test_all_goes_back() -> None:
         assert os.environ["OMP_NUM_THREADS"] == "1"
     assert {signum: signal.getsignal(signum) for signum in launch.SIGNALS} == before
     assert dict(os.environ) == environment
+
+
+def test_an_echo_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux tells of a parent's end once for each of its threads."""
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    monkeypatch.setattr(StopFlag, "echo", 0.2)
+    with StopFlag().listening() as stop:
+        stop.finish_the_step()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.signum, codes) == (signal.SIGTERM, [])
+        time.sleep(0.25)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert codes == [143]
