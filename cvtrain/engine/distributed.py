@@ -60,7 +60,8 @@ class Ranks:
         if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
             what, fix = "WORLD_SIZE is set, MASTER_ADDR and MASTER_PORT are not", "type torchrun"
             raise MachineError(what, "", f"{fix}, or trainer.devices=N", name="NO-MASTER")
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # gloo beside nccl: what is agreed on each step does not wait for the GPU.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with self.together():
             dist.init_process_group(backend, rank=self.rank, world_size=self.world_size)
         try:
@@ -76,7 +77,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            text = str(error).splitlines()[0]
+            text = str(error)
             if "EADDRINUSE" in text:
                 port = os.environ.get("MASTER_PORT")
                 what, fix = f"port {port} is in use", "type torchrun --standalone, which finds one"
@@ -108,7 +109,8 @@ class Ranks:
         if self.world_size == 1 or not values:
             return values
         names = sorted(values)
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        # A process that has seen no batch has its zeros on the CPU.
+        device = "cuda" if "nccl" in dist.get_backend_config() else "cpu"
         flat = [values[name].detach().double().to(device).flatten() for name in names]
         together = torch.cat(flat)
         dist.all_reduce(together)
@@ -125,20 +127,20 @@ class Ranks:
         dist.all_gather_object(box, value)
         return box
 
-    def any(self, flag: bool, device: torch.device) -> bool:
+    def any(self, flag: bool) -> bool:
         """Whether any process raised its flag: all of them then act at the same step."""
-        return bool(self._largest(int(flag), device))
+        return bool(self._largest(int(flag)))
 
-    def stopped(self, stop: StopFlag, device: torch.device) -> bool:
+    def stopped(self, stop: StopFlag) -> bool:
         """Whether any process was told to end: all of them then know by which signal."""
-        if signum := self._largest(stop.signum, device):
+        if signum := self._largest(stop.signum):
             stop.signum = signum
         return bool(stop)
 
-    def _largest(self, value: int, device: torch.device) -> int:
+    def _largest(self, value: int) -> int:
         if self.world_size == 1:
             return value
-        largest = torch.tensor(value, device=device)
+        largest = torch.tensor(value)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest.item())
 

@@ -33,7 +33,7 @@ def evaluate(
         for number, micro_batches in enumerate(loader.epoch(0)):
             if number == max_batches:
                 break
-            if stop is not None and ranks.stopped(stop, device):
+            if stop is not None and ranks.stopped(stop):
                 return None
             for batch in micro_batches:
                 prepared = transform(to_device(batch, device))

@@ -119,9 +119,9 @@ class Trainer:
     def boundary(self) -> None:
         """Between two steps: log, evaluate, save, as the plan has it; also what a resume owes."""
         position, plan = self.position, self.plan
-        self.stopped = self.ranks.stopped(self.stop, self.device)
+        self.stopped = self.ranks.stopped(self.stop)
         if plan.seconds is not None:
-            self.time_is_up = self.ranks.any(position.seconds >= plan.seconds, self.device)
+            self.time_is_up = self.ranks.any(position.seconds >= plan.seconds)
         at_end = self.finished and not self.stopped
         due = position.step and (at_end or position.step % plan.eval_every == 0)
         if self.window.totals and (due or position.step % plan.log_every == 0):
