@@ -31,12 +31,13 @@ def held(folder: Path) -> Iterator[None]:
         (folder / "jobs").mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = "another process runs this sweep"
+            raise BusyError(what, str(folder), "wait for it, or type sweep=NAME") from error
         (folder / STOP).unlink(missing_ok=True)
         yield
-    except BlockingIOError as error:
-        what = "another process runs this sweep"
-        raise BusyError(what, str(folder), "wait for it, or type sweep=NAME") from error
     except ConfigError:
         if new and not any((folder / "jobs").iterdir()):
             shutil.rmtree(folder)

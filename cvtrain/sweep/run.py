@@ -21,7 +21,8 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.core.utils import setup_globals
+from omegaconf import DictConfig, OmegaConf
 
 from cvtrain.compose import COMPOSITION_ERRORS, compose_config, explain
 from cvtrain.config import MAXIMISED, config_dir
@@ -64,7 +65,8 @@ def sweep(flags: list[str], overrides: list[str], name: str, extra_dir: Path | N
     words += direction(typed, extra_dir)
     start = time.time()
     with ledger.held(folder), stopping(folder) as stopped:
-        print(f"sweep {folder}{f', {len(typed.jobs)} jobs' if typed.jobs else ''}", flush=True)
+        number = f", {len(typed.jobs)} jobs" if typed.jobs else ""
+        print(f"sweep {folder}{number}", flush=True)
         command = shlex.join(["cvtrain", *flags, *overrides, *([f"sweep={name}"] if name else [])])
         ledger.write_sweep(folder, command=command, fixed=[*map(plain, typed.fixed)])
         try:
@@ -72,6 +74,9 @@ def sweep(flags: list[str], overrides: list[str], name: str, extra_dir: Path | N
             signum = stopped()
         except SystemExit as end:  # of a job in this process
             signum = int(end.code or 0) - 128
+        except Exception:  # as of a launcher whose processes were told to end before they could
+            if not (signum := stopped()):
+                raise
         if signum:
             what, fix = "the sweep was stopped", f"to go on type: {command}"
             raise Stopped(what, str(folder), fix, signum=signum)
@@ -118,8 +123,12 @@ def placed(typed: Typed, words: list[str], name: str) -> tuple[Path, list[str]]:
         raise ConfigError("a sweep has one place", f"sweep={name}", "type hydra.sweep.dir= alone")
     if "/" in name:
         raise ConfigError(f"sweep={name} is no name", "", "type hydra.sweep.dir= for a folder")
-    folder = Path(own[0].strip("'\"")) if own else ROOT / (name or typed.name)
-    return folder, words if own else [*words, ready(f"hydra.sweep.dir={folder}")]
+    folder = ROOT / (name or typed.name)
+    if own:  # it may hold the time
+        setup_globals()
+        folder = Path(str(OmegaConf.create({"dir": own[0].strip("'\"")}).dir))
+    rest = [word for word in words if not word.startswith("hydra.sweep.dir=")]
+    return folder, [*rest, ready(f"hydra.sweep.dir={folder}")]
 
 
 def direction(typed: Typed, extra_dir: Path | None) -> list[str]:

@@ -172,6 +172,14 @@ def test_a_directory_for_each_job_can_be_typed(home: Path) -> None:
     assert {file.parent.name for file in home.glob("mine/*/summary.json")} == {"job_0", "job_1"}
 
 
+def test_a_place_with_the_time(home: Path) -> None:
+    """As Hydra's own habit has it."""
+    sweep("seed=0", *MLP, "hydra.sweep.dir=many/${now:%Y}")
+    [folder] = (home / "many").iterdir()
+    assert folder.name.isdigit()
+    assert len(jobs(folder)) == 1
+
+
 def test_which_way_is_up() -> None:
     """For a search: as the tasks themselves say."""
     from cvtrain.compose import compose_config
