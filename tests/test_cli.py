@@ -17,7 +17,7 @@ from cvtrain.errors import ConfigError
     "arguments", [["--help"], ["-h"], ["model=lenet5", "--help"], ["train", "--help"]]
 )
 def test_help(arguments: list[str], tmp_path: Path) -> None:
-    done = command(*arguments, cwd=tmp_path)
+    done = command(*arguments, cwd=tmp_path, fresh=True)
     assert (done.returncode, done.stderr) == (0, "")
     for word in ("model ", "resnet20", "optimizer ", "recipe ", "trainer.duration", "verbs", "-m"):
         assert word in done.stdout
@@ -38,9 +38,8 @@ def test_version_of_the_installed_command(tmp_path: Path) -> None:
 
 
 def test_cfg_job_shows_what_would_run(tmp_path: Path) -> None:
-    done = command(
-        "model=resnet20", "--cfg", "job", "data=cifar10", "optimizer.lr=0.25", cwd=tmp_path
-    )
+    words = ("model=resnet20", "--cfg", "job", "data=cifar10", "optimizer.lr=0.25")
+    done = command(*words, cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     shown = yaml.safe_load(done.stdout)
     assert shown["model"]["depth"] == 20
@@ -61,7 +60,7 @@ def test_cfg_job_shows_what_would_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(arguments: list[str], words: str, tmp_path: Path) -> None:
-    done = command(*arguments, cwd=tmp_path)
+    done = command(*arguments, cwd=tmp_path, fresh=True)
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert lines[-1].startswith("cvtrain: error[")
@@ -71,7 +70,7 @@ def test_a_mistake_is_one_line_and_code_2(arguments: list[str], words: str, tmp_
 
 
 def test_traceback_on_request(tmp_path: Path) -> None:
-    done = command("optimizer.lr=-1", "traceback=true", cwd=tmp_path)
+    done = command("optimizer.lr=-1", "traceback=true", cwd=tmp_path, fresh=True)
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("cvtrain: error[CONFIG]")
@@ -139,7 +138,7 @@ def test_a_failed_job_does_not_end_the_sweep(tmp_path: Path) -> None:
 def test_a_run_by_default_name(tmp_path: Path) -> None:
     """`python -m cvtrain`, a typed verb, the directory's default name, and what a run leaves."""
     words = ("debug=smoke", "report=true", "data.root=shapes", *TINY_SHAPES)
-    done = command("train", *words, cwd=tmp_path)
+    done = command("train", *words, cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     [run] = (tmp_path / "outputs" / "cnn_shapes").iterdir()
     names = {path.name for path in run.iterdir() if not path.name.startswith(("events.", "git"))}

@@ -1,17 +1,14 @@
 """Any detector with any data of boxes, through the command; two processes are one."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from engine.test_distributed import DRIVER, free_port
+from ranks import Run, start
 from tiny import command, metrics, summary, write_data
 from torch import nn
 
@@ -133,20 +130,17 @@ HEAD = "[body.hidden,cls_score,bbox_pred]"
 
 
 def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
+    frozen = f"model.freeze={HEAD}"
     runs = [
-        ("one", 1, 0, 0, [*ALIKE, "hydra.run.dir=one"]),
-        ("two", 2, free_port(), 0, [*ALIKE, "hydra.run.dir=two"]),
-        ("unfrozen", 2, free_port(), 0, [*PROPOSALS, "hydra.run.dir=unfrozen"]),
-        ("frozen", 2, free_port(), 0, [*PROPOSALS, f"model.freeze={HEAD}", "hydra.run.dir=frozen"]),
+        Run("one", 1, [*ALIKE, "hydra.run.dir=one"]),
+        Run("two", 2, [*ALIKE, "hydra.run.dir=two"]),
+        Run("unfrozen", 2, [*PROPOSALS, "hydra.run.dir=unfrozen"]),
+        Run("frozen", 2, [*PROPOSALS, frozen, "hydra.run.dir=frozen"]),
     ]
-    command = [sys.executable, "-c", DRIVER, json.dumps(runs)]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=100, env={**os.environ}
-    )
-    assert done.returncode == 0, done.stderr
+    start(tmp_path, runs)
     errors = "".join(file.read_text() for file in tmp_path.glob("*.err"))
     codes = {"one": [0], "two": [0, 0], "unfrozen": [2, 2], "frozen": [0, 0]}
-    assert json.loads(done.stdout) == codes, errors
+    assert json.loads((tmp_path / "codes.json").read_text()) == codes, errors
     assert "task.losses; type model.freeze=" in (tmp_path / "unfrozen.0.err").read_text()
     one, two = summary(tmp_path / "one"), summary(tmp_path / "two")
     figures = {key: value for key, value in one.items() if key.startswith("val/")}

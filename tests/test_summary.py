@@ -54,7 +54,7 @@ def row(out: str, layer: str) -> list[str]:
 
 
 def test_resnet50_as_it_is_typed(tmp_path: Path) -> None:
-    done = command("summary", "model=resnet50", cwd=tmp_path)
+    done = command("summary", "model=resnet50", cwd=tmp_path, fresh=True)
     assert (done.returncode, done.stderr) == (0, "")
     out = done.stdout
     assert "parameters     25,557,032; 102.23 MB" in out  # 4 bytes each

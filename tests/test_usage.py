@@ -46,7 +46,7 @@ def test_nothing_is_explained_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("words", [["predict", "--help"], ["-h", "predict"]])
 def test_the_help_is_the_verbs_own(words: list[str], tmp_path: Path) -> None:
-    done = command(*words, cwd=tmp_path)
+    done = command(*words, cwd=tmp_path, fresh=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("cvtrain predict: ")
     assert "top_k=5" in done.stdout

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from forked import ALL_FRESH, fork
 from PIL import Image
 
 # Enough for two steps of everything; drawn in a tenth of a second.
@@ -51,18 +53,34 @@ def write_mnist(root: Path, *, train: int = 48, val: int = 10, packed: bool = Tr
 
 
 def command(
-    *arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 120
+    *arguments: str,
+    cwd: Path,
+    env: dict[str, str] | None = None,
+    timeout: float = 120,
+    fresh: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """`cvtrain ARGUMENTS` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "cvtrain", *arguments],
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    """`cvtrain ARGUMENTS` in a process of its own; `fresh`: in an interpreter of its own."""
+    if fresh or ALL_FRESH:
+        return subprocess.run(
+            [sys.executable, "-m", "cvtrain", *arguments],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    with TemporaryDirectory() as output:
+        process = fork(list(arguments), folder=cwd, output=Path(output), env=env)
+        try:
+            process.join(timeout)
+            if process.exitcode is None:
+                raise subprocess.TimeoutExpired(arguments, timeout)
+        finally:
+            if process.exitcode is None:
+                process.kill()
+        texts = [(Path(output) / name).read_text() for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
 
 
 def summary(run_dir: Path) -> dict[str, Any]:

@@ -1,17 +1,12 @@
 """Runs the command in a process of its own and holds what is left of it against one contract.
 
-A fresh interpreter spends seconds on importing torch. So most runs are forked from a server that
-has imported everything and run nothing: arguments, signals, exit codes and files are those of
-`python -m cvtrain`. Where the start itself matters a run asks for `fresh=True`, and with
-CVTRAIN_FRESH=1 every run is a fresh `python -m cvtrain`.
+Most runs are forked, by forked.py; where the start itself matters a run asks for `fresh=True`.
 """
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -24,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from forked import ALL_FRESH, fork
 
 HERE = Path(__file__).parent
 KILLS = int(os.environ.get("CVTRAIN_KILLS", 3))  # how often something happens at random moments
-ALL_FRESH = "CVTRAIN_FRESH" in os.environ
 
 # Exit codes of a run that leaves its outcome in status.json; after the others it is as it was.
 STATES = {0: "done", 3: "failed", 5: "failed", 130: "preempted", 143: "preempted"}
@@ -44,36 +39,8 @@ OF_A_RUN = (
     }
 )
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
-    [
-        "cvtrain.verbs.train",
-        *("torch.utils.tensorboard", "matplotlib.backends.backend_agg", "matplotlib.figure"),
-        "importlib.readers",  # for a run as another user, who may not be able to read Python's own
-    ]
-)
-
 
 # Processes
-
-
-def _command(
-    arguments: list[str], folder: Path, output: Path, env: dict[str, str], user: int | None
-) -> None:
-    """What `python -m cvtrain ARGUMENTS` does, in a process that has imported its modules."""
-    os.setsid()
-    multiprocessing.set_start_method(None, force=True)  # the run's own choice, not this server's
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    os.chdir(folder)
-    if user is not None:
-        os.setgroups([])
-        os.setgid(user)
-        os.setuid(user)
-    os.environ.update(env)
-    sys.path[:0] = [str(folder), *env["PYTHONPATH"].split(os.pathsep)]
-    sys.argv = ["cvtrain", *arguments]
-    runpy.run_module("cvtrain", run_name="__main__", alter_sys=True)
 
 
 class Process:
@@ -108,9 +75,7 @@ class Process:
                 )
             self.pid = self._popen.pid
         else:
-            given = (arguments, folder, output, env, user)
-            self._forked = _server.Process(target=_command, args=given)
-            self._forked.start()
+            self._forked = fork(arguments, folder=folder, output=output, env=env, user=user)
             self.pid = self._forked.pid
 
     def poll(self) -> int | None:
@@ -119,7 +84,11 @@ class Process:
 
     def wait(self, seconds: float = 120) -> int:
         """The exit code; a process that takes longer is killed and fails the test."""
-        self.wait_for(lambda: False, seconds)
+        if self._forked:
+            self._forked.join(seconds)
+        else:
+            with suppress(subprocess.TimeoutExpired):
+                self._popen.wait(seconds)
         code = self.poll()
         if code is None:
             self.kill()

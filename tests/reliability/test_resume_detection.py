@@ -12,14 +12,24 @@ SMALL = (
 )
 
 
+# Several sizes, none of them larger than need be.
+JITTER = "data.augment.scale_jitter_boxes"
+SIZES = (f"{JITTER}.target_size=[64,64]", f"{JITTER}.scale_range=[0.5,2.0]")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("drawn")
+
+
 @pytest.fixture
-def boxes(tmp_path: Path) -> Case:
+def boxes(tmp_path: Path, drawn: Path) -> Case:
     """Several sizes, flips, images without objects; four steps an epoch, eight in all."""
     return Case(
         tmp_path / "case",
         *(*SMALL, "data=shapes_boxes", "data.size=64", "data.train=16", "data.val=4"),
-        *(f"data.root={tmp_path}/drawn", "data.batch_size=4", "trainer.duration=2ep"),
-        *("augment=[flip,scale_jitter_boxes,photometric]", *EVERY_STEP),
+        *(f"data.root={drawn}", "data.batch_size=4", "trainer.duration=2ep"),
+        *("augment=[flip,scale_jitter_boxes,photometric]", *SIZES, *EVERY_STEP),
         *("trust=[user_code]", "task._target_=user_code.FaultyDetection"),
     )
 

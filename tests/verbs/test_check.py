@@ -98,7 +98,7 @@ def test_each_fault_of_a_folder_is_named(tmp_path: Path) -> None:
         entry.chmod(0o555 if entry.is_dir() else 0o444)
     before = tree(root)
     words = ("check", "data=folder", f"data.root='{root}'", *SMALL, "out=look")
-    done = command(*words, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    done = command(*words, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"}, fresh=True)
     assert done.returncode == 3, done.stderr
     assert tree(root) == before
     report = json.loads((tmp_path / "look/check.json").read_text())

@@ -25,7 +25,7 @@ CORES = len(os.sched_getaffinity(0))
 def said(tmp_path: Path, *words: str, env: dict[str, str] | None = None) -> dict[str, str]:
     """The sections by their titles."""
     plain = {"CVTRAIN_DATA": str(tmp_path / "d"), "OMP_NUM_THREADS": str(CORES)}
-    done = command("doctor", *words, cwd=tmp_path, env=plain | (env or {}))
+    done = command("doctor", *words, cwd=tmp_path, env=plain | (env or {}), fresh=True)
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert done.stdout.count("\n") <= 40  # one screen

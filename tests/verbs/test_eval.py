@@ -210,7 +210,7 @@ def test_a_run_elsewhere_that_cannot_be_written_to(home: Path, tmp_path: Path) -
     here = tmp_path / "here"
     here.mkdir()
     words = (f"run={run}", f"data.root={tmp_path / 'data'}", "trainer.device=cpu")
-    done = command("eval", *words, "out=found", cwd=here)
+    done = command("eval", *words, "out=found", cwd=here, fresh=True)
     for path in everything:
         if path.is_dir():
             path.chmod(0o755)

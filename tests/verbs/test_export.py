@@ -318,6 +318,7 @@ def test_a_file_that_says_something_else_is_kept_under_a_name_that_says_so(
         *("trust=[branches]", "format=torchscript", "out=x"),
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path)},
+        fresh=True,
     )
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]

@@ -50,7 +50,7 @@ def run(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dumped(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run after the command, image by image."""
     copy = shutil.copytree(run, tmp_path_factory.mktemp("dumped") / "run", symlinks=True)
-    done = command("proposals", "run=run", "eval.batch_size=1", cwd=copy.parent)
+    done = command("proposals", "run=run", "eval.batch_size=1", cwd=copy.parent, fresh=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split(" boxes an image, recall ") for line in done.stdout.splitlines()]
     files = [f"run/proposals/{split}.npz: {n:.1f}" for split, n in zip(SPLITS, COUNTS, strict=True)]

@@ -78,7 +78,7 @@ def test_elsewhere_and_read_only(trained: tuple[Path, str], tmp_path: Path) -> N
     before = {path.name: path.stat().st_mtime_ns for path in [copy, *copy.iterdir()]}
     for path in (*copy.iterdir(), copy):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    done = command("report", f"run={copy}", "out=page.html", cwd=tmp_path)
+    done = command("report", f"run={copy}", "out=page.html", cwd=tmp_path, fresh=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "page.html\n", "")
     assert "cnn on shapes" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert {path.name: path.stat().st_mtime_ns for path in [copy, *copy.iterdir()]} == before

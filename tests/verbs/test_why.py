@@ -157,7 +157,7 @@ def test_a_wrong_key_names_the_nearest(name: str, fix: str) -> None:
 
 
 def test_several_keys_and_the_words_of_a_config(tmp_path: Path) -> None:
-    done = command("why", "seed", "model=resnet20", "optimizer", "seed=3", cwd=tmp_path)
+    done = command("why", "seed", "model=resnet20", "optimizer", "seed=3", cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     assert "seed = 3\n" in done.stdout
     assert "\noptimizer = sgd\n" in done.stdout
@@ -165,7 +165,7 @@ def test_several_keys_and_the_words_of_a_config(tmp_path: Path) -> None:
 
 
 def test_every_key_in_a_table(tmp_path: Path) -> None:
-    done = command("why", cwd=tmp_path, env={"SECRET": "s3cret"})
+    done = command("why", cwd=tmp_path, env={"SECRET": "s3cret"}, fresh=True)
     assert done.returncode == 0, done.stderr
     keys = {line.split()[0] for line in done.stdout.splitlines() if line}
     assert keys >= {*GROUPS, *flatten(compose_config([]).text)}
@@ -173,18 +173,18 @@ def test_every_key_in_a_table(tmp_path: Path) -> None:
 
 def test_what_comes_from_the_environment_is_not_told(tmp_path: Path) -> None:
     typed = ["data.root=${oc.env:SECRET}", "recipe=none"]
-    done = command("why", "data.root", *typed, cwd=tmp_path, env={"SECRET": "s3cret"})
+    done = command("why", "data.root", *typed, cwd=tmp_path, env={"SECRET": "s3cret"}, fresh=True)
     assert done.returncode == 0, done.stderr
     assert "SECRET is set" in done.stdout
     assert "s3cret" not in done.stdout + done.stderr
 
 
 def test_a_wrong_key_is_one_line(tmp_path: Path) -> None:
-    done = command("why", "trainer.durations", cwd=tmp_path)
+    done = command("why", "trainer.durations", cwd=tmp_path, fresh=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "type cvtrain why trainer.duration" in done.stderr
-    done = command("summary", "seed", cwd=tmp_path)  # a bare word to another verb
+    done = command("summary", "seed", cwd=tmp_path, fresh=True)  # a bare word to another verb
     assert done.returncode == 2
 
 
