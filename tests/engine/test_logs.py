@@ -1,6 +1,7 @@
 """One truth: the event files say what metrics.jsonl says, also over a resume."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,12 @@ def expected_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def started(run: Path, **position: int) -> Logs:
+    """In a later second than before: TensorBoard reads the files of one by their names, 10 before 9,
+    where a run that is resumed is another process.
+    """
+    seconds = [int(file.name.split(".")[3]) for file in run.glob("events.*")]
+    while int(time.time()) <= max(seconds, default=0):
+        time.sleep(0.02)
     logs = Logs(run)
     logs.open(**{"step": 0, "evaluated_at": 0, "total": 100, **position})
     return logs
