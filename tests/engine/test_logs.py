@@ -42,8 +42,8 @@ def expected_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def started(run: Path, **position: int) -> Logs:
-    """In a later second than before: TensorBoard reads the files of one by their names, 10 before 9,
-    where a run that is resumed is another process.
+    """In a later second than before: TensorBoard reads the files of one second by their names, in
+    which 10 comes before 9. (A run that is resumed is another process.)
     """
     seconds = [int(file.name.split(".")[3]) for file in run.glob("events.*")]
     while int(time.time()) <= max(seconds, default=0):
