@@ -43,7 +43,7 @@ class Record:
             starts=starts,
             origins=read_json(path / "origins.json"),
             # Asked only where it counts: who asks is for a moment in the way of who takes it.
-            held=status.get("state") == "running" and _held(path),
+            held=status.get("state") == "running" and is_held(path),
         )
 
     @property
@@ -140,8 +140,8 @@ def _config(file: Path) -> dict[str, Any]:
     return flat(read) if isinstance(read, dict) else {}
 
 
-def _held(path: Path) -> bool:
-    """Whether a process of this machine holds the run directory."""
+def is_held(path: Path) -> bool:
+    """Whether a process of this machine holds the directory of a run, or of a sweep."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cvtrain.report import words
-from cvtrain.report.record import Record, read_json
+from cvtrain.report.record import Record, is_held, read_json
 
 STATES = ("done", "running", "stopped", "failed", "killed")
 # As a run calls its own outcome; `killed` is what only says that it runs.
@@ -44,6 +44,8 @@ class Job:
         state = str(found.get("state"))
         if state not in STATES or state == "running":  # what ended by itself has told so
             state = OUTCOMES.get(record.state, "killed")
+            if not record.is_run and is_held(file.parents[1]):  # it has only just begun
+                state = "running"
         return cls(
             run=run,
             overrides=overrides,

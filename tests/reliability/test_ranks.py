@@ -75,7 +75,7 @@ def test_one_is_killed(shared: Case, token: str) -> None:
     """The other ends by itself, in good order; the launcher says what happened."""
     env = {"FAULT_RANK": "1", "TOKEN": token}
     line = r"error\[RANK-DIED\]: process 1, pid \d+, was killed by SIGKILL;.*resume=auto"
-    shared.run(fault="losses 8 SIGKILL", env=env, code=6, last=line, state="failed", seconds=60)
+    shared.run(fault="losses 8 SIGKILL", env=env, code=6, last=line, state="failed", seconds=120)
     assert shared.status()["step"] == 6  # the end of an epoch
     shared.run("resume=auto", env={"TOKEN": token})
     assert shared.status()["step"] == 24
@@ -92,7 +92,7 @@ def test_one_raises(shared: Case, token: str, what: str) -> None:
         if what == "DATA-ERROR"
         else (1, f"{LINE}[BUG]: ZeroDivisionError: a bug of the user's; process 1 of 2; its ")
     )
-    assert process.wait(60) == code, str(process)
+    assert process.wait(120) == code, str(process)
     assert process.last_line.startswith(line)
     assert process.err.count(LINE) == 1
     assert process.err.count("Traceback") == (what == "RAISE")
@@ -110,7 +110,7 @@ def test_the_disk_of_the_first_is_full(
     case.overrides += ["trainer.devices=2", "model.hidden=[2000]", "trainer.checkpoint_every=3st"]
     small_disk.fill(leave=40_000_000)
     process = case.start(env={"TOKEN": token})
-    assert process.wait(60) == 6, str(process)
+    assert process.wait(120) == 6, str(process)
     assert re.match(rf"{LINE}\[NO-SPACE\]: .*bytes needed.*bytes free", process.last_line)
     assert json.loads((run_dir / "status.json").read_text())["error"] == "NO-SPACE"
     check_run_dir(run_dir)

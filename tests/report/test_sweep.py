@@ -164,6 +164,20 @@ def test_a_job_that_runs_is_not_ranked(tmp_path: Path) -> None:
     assert (held["state"], held["val/top1_err"], held["rank"]) == ("running", "1.0", "1")
 
 
+def test_a_job_that_has_only_just_begun(tmp_path: Path) -> None:
+    """It has no directory yet; while the sweep is held, it is about to have one."""
+    write_job(tmp_path, {"lr": "1"}, {"top1_err": 9.0})
+    told = {"run": "new", "swept": {"lr": "2"}, "overrides": ["lr=2"], "state": "running"}
+    write_json(tmp_path / "jobs" / "new.json", told)
+    assert write_leaderboard(tmp_path)[1].endswith("2 jobs, 1 done, 1 killed")
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        assert write_leaderboard(tmp_path)[1].endswith("2 jobs, 1 done, 1 running")
+    finally:
+        os.close(handle)
+
+
 def cut(file: Path) -> None:
     text = file.read_text()
     file.write_text(text[: len(text) // 2])
