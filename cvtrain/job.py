@@ -9,10 +9,7 @@ from pathlib import Path
 
 from cvtrain.compose import Composed, compose_config
 
-# The verbs that several processes can share (`trainer.devices`), unless a launcher began this one:
-# torchrun, or srun.
-SHARED = ("train", "eval")
-OF_A_LAUNCHER = {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}
+SHARED = ("train", "eval")  # the verbs that several processes can share (`trainer.devices`)
 
 
 def run_job(
@@ -33,7 +30,7 @@ def run_job(
         words = [word for word in overrides if word.startswith(("trainer.", "eval.", "trust="))]
     composed = compose_config(words, extra_dir=extra_dir, run_dir=run_dir)
     trainer, number = composed.config.trainer, 1
-    if trainer.devices != 1 and verb in SHARED and not OF_A_LAUNCHER & set(os.environ):
+    if trainer.devices != 1 and verb in SHARED and not of_a_launcher():
         from cvtrain.launch import launch, processes
 
         number = processes(trainer.devices, trainer.device)
@@ -42,6 +39,14 @@ def run_job(
             return launch(number, verb, composed, overrides, keys)
         do = getattr(import_module(f"cvtrain.verbs.{verb}"), verb)
         return do(composed, overrides, **keys)
+
+
+def of_a_launcher() -> bool:
+    """Whether torchrun, or an srun of several tasks, began this process: then it starts no others.
+
+    (A job of a sweep under SLURM is an srun of one.)
+    """
+    return "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from cvtrain.compose import compose_config
 from cvtrain.engine.distributed import FIRST_PORT, PORTS, Ranks, meet_in_slurm
 from cvtrain.engine.machine import pick_device
 from cvtrain.errors import ConfigError, MachineError
+from cvtrain.job import of_a_launcher
 
 SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
 
@@ -43,6 +44,24 @@ def test_which_process_this_is(
     for name, value in found.items():
         env.setenv(name, value)
     assert Ranks.from_environment() == Ranks(*expected)
+
+
+@pytest.mark.parametrize(
+    ("found", "begun"),
+    [
+        ({}, False),
+        ({"WORLD_SIZE": "1"}, True),
+        (SRUN, True),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+    ],
+)
+def test_whether_others_are_to_be_started(
+    env: pytest.MonkeyPatch, found: dict[str, str], begun: bool
+) -> None:
+    """Also by a job of a sweep under SLURM, which is an srun of one."""
+    for name, value in found.items():
+        env.setenv(name, value)
+    assert of_a_launcher() == begun
 
 
 @pytest.mark.parametrize(
